@@ -1,0 +1,307 @@
+"""The contract of a hybrid environment: the hooks one problem writes, and ``reset`` / ``step`` / ``step_torch`` built on them."""
+
+import math
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from typing_extensions import Self
+
+from hybrid_envs.spaces import HybridAction, hybrid_action_space, split_hybrid_space
+
+StateT = TypeVar("StateT", bound=Any)
+"""A NamedTuple of tensors with leading batch dimension; its field ``period`` (int64, shape ``(batch,)``) is the clock."""
+
+
+class StepResult(NamedTuple):
+    """What one period leads to; every entry has leading batch dimension and is differentiable in the state and in b."""
+
+    state: Any
+    """The next state, of the environment's own NamedTuple type."""
+    observation: torch.Tensor
+    """Shape ``(batch, d)``."""
+    reward: torch.Tensor
+    """Minus the period's cost, shape ``(batch,)``."""
+    terminated: torch.Tensor
+    """Bool, shape ``(batch,)``: the problem ended, nothing follows."""
+    truncated: torch.Tensor
+    """Bool, shape ``(batch,)``: the horizon was reached, the problem itself would go on."""
+
+
+class Frame(NamedTuple):
+    """One period as :meth:`HybridEnv.draw` sees it."""
+
+    state: Any
+    """The state that the period led to, batch of one."""
+    regime: int | None
+    """The regime taken; ``None`` in the starting state."""
+    cost: float
+
+
+class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT]):
+    """
+    A Gymnasium environment with ``Tuple(Discrete, Box)`` actions whose dynamics are also differentiable.
+
+    A subclass writes its problem once, batched and in torch, as four pure functions: :meth:`initial`, :meth:`transition`,
+    :meth:`reward` and :meth:`observation` (and :meth:`sample_noise`, :meth:`terminal` where there is noise or an end). They
+    return new tensors, write nothing in place, draw no randomness beyond the given generator and detach nothing. Parameters
+    are kept as tensor attributes, so that :meth:`to` moves them.
+
+    The randomness of an episode is its *scenario*, drawn whole before the episode and free of states and actions. Hence the
+    same scenario can be replayed against any policy.
+
+    :param action_bounds: per-regime bounds of b, shape ``(J, n, 2)``, infinite where unbounded. The Box of the action space
+        is their hull; policies keep to the bounds of the regime they choose.
+    :param observation_size: d, the length of an observation
+    :param horizon: T, the number of periods of an episode
+    :param action_scale: typical magnitude of b, scalar or shape ``(n,)``; a hint from which policies start
+    :param render_mode: ``None`` or ``"rgb_array"``
+    :raises ValueError: if an argument is outside what is allowed
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}  # type: ignore[misc]
+
+    def __init__(
+        self,
+        *,
+        action_bounds: np.ndarray,
+        observation_size: int,
+        horizon: int,
+        action_scale: float | np.ndarray = 1.0,
+        render_mode: str | None = None,
+    ):
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise ValueError(f"render_mode must be None or one of {self.metadata['render_modes']}, got {render_mode!r}")
+        self.horizon = check_count("horizon", horizon)
+        self.action_space = hybrid_action_space(action_bounds)
+        self.action_bounds = np.asarray(action_bounds, dtype=np.float32)
+        self.n_regimes, self.action_size = self.action_bounds.shape[:2]
+        self.action_scale = check_array("action_scale", action_scale, (self.action_size,), above=0.0).astype(np.float32)
+        self.observation_space = spaces.Box(-np.inf, np.inf, (observation_size,), dtype=np.float32)
+        self.render_mode = render_mode
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+        self._generator = torch.Generator()
+        self._state: StateT | None = None
+        self._noise = torch.empty(0)
+        self._frames: list[Frame] = []
+
+    # ---- the problem: what a subclass writes -------------------------------------------------------------------------
+
+    @abstractmethod
+    def initial(self, batch_size: int, generator: torch.Generator) -> StateT:
+        """
+        :param batch_size: number of states
+        :param generator: the only source of randomness
+        :return: starting states with ``period`` 0, on ``self.device`` and in ``self.dtype``
+        """
+
+    def sample_noise(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        """
+        Draw scenarios ξ_0..ξ_{T-1}; a problem without noise keeps this default.
+
+        :param batch_size: number of scenarios
+        :param generator: the only source of randomness
+        :return: shape ``(horizon, batch, ...)``
+        """
+        return torch.empty((self.horizon, batch_size, 0), dtype=self.dtype, device=self.device)
+
+    @abstractmethod
+    def transition(self, state: StateT, action: HybridAction, noise: torch.Tensor) -> StateT:
+        """
+        The dynamics f(s, x, b, ξ).
+
+        :param state: s
+        :param action: (x, b), shapes ``(batch,)`` and ``(batch, n)``
+        :param noise: ξ of this period, shape ``(batch, ...)``
+        :return: the next state; its ``period`` is set by the caller
+        """
+
+    @abstractmethod
+    def reward(self, state: StateT, action: HybridAction, noise: torch.Tensor, next_state: StateT) -> torch.Tensor:
+        """
+        Minus the cost c(s, x, b, ξ).
+
+        :return: shape ``(batch,)``
+        """
+
+    @abstractmethod
+    def observation(self, state: StateT) -> torch.Tensor:
+        """
+        :return: what the policy sees of the state, shape ``(batch, d)``
+        """
+
+    def terminal(self, state: StateT) -> torch.Tensor:
+        """
+        :return: bool, shape ``(batch,)``: whether the problem ends in this state (not: whether the horizon is reached)
+        """
+        return torch.zeros_like(state.period, dtype=torch.bool)
+
+    def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
+        """
+        The cost figure in which this problem's results are quoted; the total cost of the episode unless overridden.
+
+        :param costs: costs of whole episodes, shape ``(horizon, batch)``
+        :return: shape ``(batch,)``
+        """
+        return costs.sum(dim=0)
+
+    def draw(self, frames: list[Frame]) -> np.ndarray:
+        """
+        :param frames: the episode so far, starting state first
+        :return: an RGB picture, uint8, shape ``(height, width, 3)``
+        """
+        raise NotImplementedError(f"{self.name} does not draw itself; make it without render_mode")
+
+    # ---- the simulator -----------------------------------------------------------------------------------------------
+
+    def step_torch(self, state: StateT, action: HybridAction, noise: torch.Tensor) -> StepResult:
+        """
+        One period, batched, functional and differentiable.
+
+        :param state: s, leading batch dimension
+        :param action: (x, b), shapes ``(batch,)`` int64 and ``(batch, n)``
+        :param noise: this period's slice of what :meth:`sample_noise` returned, shape ``(batch, ...)``
+        :return: next state, observation, reward, terminated and truncated
+        """
+        period = state.period + 1
+        next_state = self.transition(state, action, noise)._replace(period=period)
+        terminated = self.terminal(next_state)
+        return StepResult(
+            next_state,
+            self.observation(next_state),
+            self.reward(state, action, noise, next_state),
+            terminated,
+            (period >= self.horizon) & ~terminated,
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """
+        Move every tensor attribute, as ``torch.nn.Module.to`` does; a running episode ends.
+
+        :param device: where to compute
+        :param dtype: floating-point precision of states and costs
+        :return: this environment
+        """
+        self.device = self.device if device is None else torch.device(device)
+        self.dtype = dtype or self.dtype
+        for name, value in vars(self).items():
+            if isinstance(value, torch.Tensor):
+                setattr(self, name, value.to(self.device, self.dtype if value.is_floating_point() else None))
+        self._generator = torch.Generator(self.device)
+        self._state = None
+        return self
+
+    # ---- Gymnasium ---------------------------------------------------------------------------------------------------
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._generator.manual_seed(int(self.np_random.integers(2**63)))
+        with torch.no_grad():
+            self._state = self.initial(1, self._generator)
+            self._noise = self.sample_noise(1, self._generator)
+            observation = self.observation(self._state)
+        self._frames = [Frame(self._state, None, 0.0)]
+        return observation[0].float().cpu().numpy(), {}
+
+    def step(self, action: tuple[int, np.ndarray]) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """
+        :raises ValueError: if the action lies outside the action space; nothing is clipped
+        :raises FloatingPointError: if the state or the cost is no longer finite
+        :raises gymnasium.error.ResetNeeded: if the episode has not begun or has ended
+        """
+        if self._state is None:
+            raise gym.error.ResetNeeded(f"{self.name}: call reset() before step()")
+        regime, point = self.check_action(action)
+        batch = HybridAction(
+            torch.tensor([regime], device=self.device), torch.as_tensor(point, dtype=self.dtype, device=self.device)[None]
+        )
+        period = int(self._state.period)
+        with torch.no_grad():
+            result = self.step_torch(self._state, batch, self._noise[period])
+        require_finite(self.name, "observation", result.observation, period)
+        require_finite(self.name, "reward", result.reward, period)
+        terminated, truncated = bool(result.terminated), bool(result.truncated)
+        self._state = None if terminated or truncated else result.state
+        if self.render_mode is not None:
+            self._frames.append(Frame(result.state, regime, -float(result.reward)))
+        return result.observation[0].float().cpu().numpy(), float(result.reward), terminated, truncated, {}
+
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
+        """
+        :return: an RGB picture of the episode so far, shape ``(height, width, 3)``, or ``None`` without a render mode
+        """
+        return None if self.render_mode is None else self.draw(self._frames)
+
+    @property
+    def name(self) -> str:
+        """The registered id, or the class name of an environment made without one: what error messages call it."""
+        return self.spec.id if self.spec is not None else type(self).__name__
+
+    def check_action(self, action: tuple[Any, Any]) -> tuple[int, np.ndarray]:
+        """
+        :return: the regime and the point of an action
+        :raises ValueError: naming the environment, the value and what is allowed, if the action is outside the action space
+        """
+        discrete, box = split_hybrid_space(self.action_space)
+        try:
+            regime, point = action
+            point = np.asarray(point, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.name}: an action is a pair (regime, point), got {action!r}") from error
+        if np.ndim(regime) or not discrete.contains(int(regime)) or int(regime) != regime:
+            raise ValueError(f"{self.name}: regime {regime!r} is not one of 0..{discrete.n - 1}")
+        if point.shape != box.shape:
+            raise ValueError(f"{self.name}: the point of an action has shape {box.shape}, got {point.shape}")
+        outside = np.flatnonzero(~((point >= box.low) & (point <= box.high) & np.isfinite(point)))
+        if outside.size:
+            i = outside[0]
+            raise ValueError(f"{self.name}: b[{i}] = {point[i]} is outside [{box.low[i]}, {box.high[i]}]")
+        return int(regime), point
+
+
+def require_finite(env_name: str, what: str, values: torch.Tensor, period: int) -> None:
+    """
+    :raises FloatingPointError: naming the environment, the quantity and the period, if any value is infinite or NaN
+    """
+    if not torch.isfinite(values).all():
+        raise FloatingPointError(f"{env_name}: non-finite {what} in period {period}")
+
+
+def check_count(name: str, value: int, minimum: int = 1) -> int:
+    """
+    :return: the value as an int
+    :raises ValueError: naming the argument, if the value is not an integer of at least ``minimum``
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+    return int(value)
+
+
+def check_array(
+    name: str, value: Any, shape: tuple[int, ...], *, above: float = -math.inf, at_least: float = -math.inf
+) -> np.ndarray:
+    """
+    :param value: a scalar, which is spread over ``shape``, or an array of that shape
+    :param above: every entry must exceed this
+    :param at_least: every entry must reach this
+    :return: a float64 array of the given shape
+    :raises ValueError: naming the argument, the offending value and what is allowed
+    """
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numeric, got {value!r}") from error
+    if array.shape not in ((), shape):
+        raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {array.shape}")
+    array = np.broadcast_to(array, shape).copy()
+    allowed = np.isfinite(array) & (array > above) & (array >= at_least)
+    if not allowed.all():
+        index = tuple(int(i) for i in np.argwhere(~allowed)[0])
+        where = f"{name}{list(index)}" if index else name
+        limit = f" and > {above}" if above > -math.inf else f" and >= {at_least}" if at_least > -math.inf else ""
+        raise ValueError(f"{where} = {array[index]}: must be finite{limit}")
+    return array

@@ -1,0 +1,65 @@
+"""Where demand comes from: a distribution, an array of scenarios, or a CSV file of sales history."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+
+
+def read_sales_history(path: str | Path) -> np.ndarray:
+    """
+    Read a CSV file with one header line (item names) and one row per period.
+
+    :param path: the file
+    :return: sales, shape ``(periods, items)``
+    :raises ValueError: naming the row and column of a missing, non-numeric, non-finite or negative cell
+    :raises FileNotFoundError: if there is no such file
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.reader(file) if row]
+    if len(rows) < 2:
+        raise ValueError(f"{path}: expected a header line with item names and at least one row of sales, got {len(rows)} line(s)")
+    header, body = rows[0], rows[1:]
+    history = np.empty((len(body), len(header)))
+    for r, row in enumerate(body):
+        if len(row) != len(header):
+            raise ValueError(f"{path}: row {r + 2} has {len(row)} cells, the header has {len(header)}")
+        for c, cell in enumerate(row):
+            try:
+                history[r, c] = float(cell)
+            except ValueError:
+                history[r, c] = math.nan
+            if not (math.isfinite(history[r, c]) and history[r, c] >= 0):
+                raise ValueError(f"{path}: row {r + 2}, column {header[c]!r}: {cell!r} is not a finite number >= 0")
+    return history
+
+
+def demand_scenarios(source: np.ndarray | str | Path, n_items: int | None, horizon: int) -> np.ndarray:
+    """
+    :param source: demand scenarios, shape ``(scenarios, periods, items)``, or the path of a CSV file of sales history,
+        whose every window of ``horizon`` consecutive periods is one scenario
+    :param n_items: the number of items expected, ``None`` for whatever the source holds
+    :param horizon: the number of periods needed; of longer scenarios the first are used
+    :return: shape ``(scenarios, horizon, items)``
+    :raises ValueError: if the shape does not fit or a value is negative or not finite
+    """
+    if isinstance(source, str | Path):
+        history = read_sales_history(source)
+        if len(history) < horizon:
+            raise ValueError(f"{source}: {len(history)} rows, fewer than horizon = {horizon}")
+        demand = np.lib.stride_tricks.sliding_window_view(history, horizon, axis=0).transpose(0, 2, 1)
+    else:
+        demand = np.asarray(source, dtype=np.float64)
+        if demand.ndim != 3 or 0 in demand.shape:
+            raise ValueError(f"demand must have shape (scenarios, periods, items), got {demand.shape}")
+        if demand.shape[1] < horizon:
+            raise ValueError(f"demand has {demand.shape[1]} periods, fewer than horizon = {horizon}")
+        demand = demand[:, :horizon]
+        invalid = np.argwhere(~(np.isfinite(demand) & (demand >= 0)))
+        if len(invalid):
+            s, t, i = (int(k) for k in invalid[0])
+            raise ValueError(f"demand[{s}, {t}, {i}] = {demand[s, t, i]}: must be finite and >= 0")
+    if n_items is not None and demand.shape[2] != n_items:
+        raise ValueError(f"demand holds {demand.shape[2]} items, but n_items = {n_items}")
+    return demand

@@ -1,0 +1,211 @@
+"""Joint replenishment: when to order for all items at once, and how much of each."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from hybrid_envs.core import Frame, HybridEnv, check_array, check_count
+from hybrid_envs.demand import demand_scenarios
+from hybrid_envs.rendering import draw_episode
+from hybrid_envs.spaces import HybridAction
+
+REFERENCE_FIXED_COST_PER_ITEM = 64.0
+WARM_UP_PERIODS = 16
+
+
+@dataclass(frozen=True)
+class InventoryParams:
+    """The numbers of one instance; arrays have shape ``(n_items,)``."""
+
+    mean_demand: np.ndarray
+    holding_cost: np.ndarray
+    underage_cost: np.ndarray
+    fixed_cost: float
+    lead_time: int
+    lost_sales: bool
+
+
+class InventoryState(NamedTuple):
+    """
+    ``stock[:, 0]`` is on hand (negative: backlog); ``stock[:, k]`` is on order and arrives at the end of the k-th period from
+    now; shape ``(batch, lead_time, n_items)``.
+    """
+
+    stock: torch.Tensor
+    period: torch.Tensor
+
+
+class HybridInventoryEnv(HybridEnv[InventoryState]):
+    """
+    ## Description
+    Joint replenishment of ``n_items`` items under random demand. An order costs the same however many items are on it, so
+    the question of each period is whether to order for all items, and if so how much of each.
+
+    ## Action Space
+    ``Tuple(Discrete(2), Box(0, inf, (n_items,)))``: regime 0 orders nothing (b is ignored), regime 1 orders b_i units of
+    item i.
+
+    ## Observation Space
+    ``Box(-inf, inf, (n_items * lead_time + 3 * n_items,))``: on-hand and pipeline stock divided by the item's mean demand,
+    then underage costs u, holding costs h and mean demands μ. It holds no clock.
+
+    ## Dynamics
+    The order q = b·1{x = 1} is placed before the period's demand D is seen and is on hand ``lead_time`` periods later.
+    Demand is met from the stock on hand I; unmet demand is backlogged, or lost if ``lost_sales``:
+
+        I' = I - D + arrivals        (backlog)
+        I' = max(I - D, 0) + arrivals    (lost sales)
+
+    where the arrivals are what was ordered ``lead_time - 1`` periods ago (this period's order if ``lead_time`` is 1).
+
+    ## Rewards
+    Minus the period's cost, Σ_i [h_i (I_i - D_i)^+ + u_i (D_i - I_i)^+] + K·1{x = 1}. Results are quoted by
+    :meth:`figure_of_merit`: mean cost per item and period, the first 16 periods left out.
+
+    ## Starting State
+    Nothing on hand, nothing on order.
+
+    ## Episode End
+    Truncated after ``horizon`` periods; never terminated.
+
+    ## Differentiability
+    State, observation and reward carry gradients to stock and b. Kinks where on-hand stock equals demand, one jump none: the
+    fixed cost depends on x alone. With continuous b and integer demand the kinks have probability zero unless b is integer.
+
+    ## Arguments
+    :param n_items: p; 5 unless the demand data says otherwise
+    :param mean_demand: μ, scalar or ``(n_items,)``; the reference instance's unless given, the data's mean for demand data
+    :param holding_cost: h per unit and period, scalar or ``(n_items,)``; the reference instance's unless given
+    :param underage_cost: u per unit short and period, scalar or ``(n_items,)``; the reference instance's unless given
+    :param fixed_cost: K per order; 64 per item unless given
+    :param lead_time: periods from order to availability, at least 1
+    :param horizon: T, periods of an episode
+    :param lost_sales: whether unmet demand is lost instead of backlogged
+    :param demand: ``"poisson"``, ``"normal"`` (truncated at 0), an array of scenarios of shape
+        ``(scenarios, periods, n_items)``, or the path of a CSV file with a header of item names and one row per period
+    :param demand_std: standard deviation of normal demand, scalar or ``(n_items,)``; √μ unless given
+    :param render_mode: ``None`` or ``"rgb_array"``
+    :raises ValueError: naming the argument, its value and what is allowed
+
+    ## References
+    Problem and reference instance: Alvo, Russo, Kanoria (2026), arXiv 2605.14297, joint replenishment problem.
+
+    ## Version History
+    v0: initial version
+    """
+
+    def __init__(
+        self,
+        n_items: int | None = None,
+        *,
+        mean_demand: float | np.ndarray | None = None,
+        holding_cost: float | np.ndarray | None = None,
+        underage_cost: float | np.ndarray | None = None,
+        fixed_cost: float | None = None,
+        lead_time: int = 2,
+        horizon: int = 100,
+        lost_sales: bool = False,
+        demand: str | Path | np.ndarray = "poisson",
+        demand_std: float | np.ndarray | None = None,
+        render_mode: str | None = None,
+    ):
+        if n_items is not None:
+            check_count("n_items", n_items)
+        check_count("lead_time", lead_time)
+        check_count("horizon", horizon)
+        self.demand = demand if isinstance(demand, str) and demand in ("poisson", "normal") else "data"
+        if self.demand == "data":
+            if isinstance(demand, str) and not Path(demand).suffix:
+                raise ValueError(f"demand must be 'poisson', 'normal', an array or the path of a CSV file, got {demand!r}")
+            scenarios = demand_scenarios(demand, n_items, horizon)
+            n_items = scenarios.shape[2]
+            mean_demand = np.maximum(scenarios.mean(axis=(0, 1)), 1e-6) if mean_demand is None else mean_demand
+            self.demand_data = torch.tensor(scenarios, dtype=torch.float32)  # (scenarios, horizon, items)
+        n_items = n_items or 5
+        shape = (n_items,)
+        if mean_demand is None:
+            mean_demand = np.random.RandomState(33).uniform(6, 14, n_items).round(3)
+        if holding_cost is None:
+            holding_cost = np.random.RandomState(73).uniform(0.7, 1.3, n_items)
+        if underage_cost is None:
+            underage_cost = np.random.RandomState(28).uniform(6.3, 11.7, n_items)
+        if fixed_cost is None:
+            fixed_cost = REFERENCE_FIXED_COST_PER_ITEM * n_items
+        if demand_std is not None and self.demand != "normal":
+            raise ValueError(f"demand_std = {demand_std} is only for demand = 'normal', got demand = {self.demand!r}")
+        self.params = InventoryParams(
+            mean_demand=check_array("mean_demand", mean_demand, shape, above=0.0),
+            holding_cost=check_array("holding_cost", holding_cost, shape, at_least=0.0),
+            underage_cost=check_array("underage_cost", underage_cost, shape, at_least=0.0),
+            fixed_cost=float(check_array("fixed_cost", fixed_cost, (), at_least=0.0)),
+            lead_time=lead_time,
+            lost_sales=lost_sales,
+        )
+        self.n_items = n_items
+        no_order, order = [[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items
+        super().__init__(
+            action_bounds=np.array([no_order, order]),
+            observation_size=n_items * (lead_time + 3),
+            horizon=horizon,
+            action_scale=self.params.mean_demand,
+            render_mode=render_mode,
+        )
+        self.mean_demand = torch.tensor(self.params.mean_demand, dtype=self.dtype)
+        self.holding_cost = torch.tensor(self.params.holding_cost, dtype=self.dtype)
+        self.underage_cost = torch.tensor(self.params.underage_cost, dtype=self.dtype)
+        std = np.sqrt(self.params.mean_demand) if demand_std is None else demand_std
+        self.demand_std = torch.tensor(check_array("demand_std", std, shape, at_least=0.0), dtype=self.dtype)
+
+    def initial(self, batch_size: int, generator: torch.Generator) -> InventoryState:
+        return InventoryState(
+            torch.zeros(batch_size, self.params.lead_time, self.n_items, dtype=self.dtype, device=self.device),
+            torch.zeros(batch_size, dtype=torch.int64, device=self.device),
+        )
+
+    def sample_noise(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        """
+        :return: demand D, shape ``(horizon, batch, n_items)``
+        """
+        shape = (self.horizon, batch_size, self.n_items)
+        if self.demand == "poisson":
+            return torch.poisson(self.mean_demand.expand(shape), generator=generator)
+        if self.demand == "normal":
+            standard = torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
+            return (self.mean_demand + self.demand_std * standard).clamp(min=0)
+        rows = torch.randint(len(self.demand_data), (batch_size,), generator=generator, device=self.device)
+        return self.demand_data[rows].transpose(0, 1)
+
+    def transition(self, state: InventoryState, action: HybridAction, noise: torch.Tensor) -> InventoryState:
+        ordered = action.point * action.regime.unsqueeze(-1)  # regime 1 orders, regime 0 does not
+        remaining = state.stock[:, 0] - noise
+        if self.params.lost_sales:
+            remaining = remaining.clamp(min=0)
+        on_order = torch.cat([state.stock[:, 1:], ordered.unsqueeze(1)], dim=1)  # next arrival first
+        stock = torch.cat([(remaining + on_order[:, 0]).unsqueeze(1), on_order[:, 1:]], dim=1)
+        return InventoryState(stock, state.period)
+
+    def reward(
+        self, state: InventoryState, action: HybridAction, noise: torch.Tensor, next_state: InventoryState
+    ) -> torch.Tensor:
+        remaining = state.stock[:, 0] - noise
+        # h·r^+ + u·r^-, with both parts from one clamp: r^- = r^+ - r
+        excess = remaining.clamp(min=0)
+        cost = excess @ (self.holding_cost + self.underage_cost) - remaining @ self.underage_cost
+        return -(cost + self.params.fixed_cost * action.regime)
+
+    def observation(self, state: InventoryState) -> torch.Tensor:
+        constants = torch.cat([self.underage_cost, self.holding_cost, self.mean_demand])
+        scaled = (state.stock / self.mean_demand).flatten(1)
+        return torch.cat([scaled, constants.expand(len(scaled), -1)], dim=1)
+
+    def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
+        """Mean cost per item and period, without the first 16 periods if the episode is longer."""
+        return costs[WARM_UP_PERIODS if self.horizon > WARM_UP_PERIODS else 0 :].mean(dim=0) / self.n_items
+
+    def draw(self, frames: list[Frame]) -> np.ndarray:
+        """Inventory position per item, and the cost of each period with the orders marked."""
+        positions = np.array([frame.state.stock[0].sum(dim=0).cpu().numpy() for frame in frames])
+        return draw_episode(frames, positions, "inventory position", {1: "order"}, self.horizon)

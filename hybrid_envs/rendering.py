@@ -1,0 +1,64 @@
+"""Pictures of an episode, drawn with matplotlib (an optional dependency)."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from gymnasium.error import DependencyNotInstalled
+
+if TYPE_CHECKING:
+    from hybrid_envs.core import Frame
+
+MAX_LINES = 10
+
+
+def draw_episode(
+    frames: "list[Frame]", series: np.ndarray, label: str, regime_names: dict[int, str], horizon: int
+) -> np.ndarray:
+    """
+    Two panels over time: quantities of the state above, and below the cost of each period, coloured by the regime taken.
+
+    :param frames: the episode so far, starting state first
+    :param series: one line per column, shape ``(len(frames), lines)``; beyond ten lines, ten of them are drawn with the mean
+    :param label: what the lines are
+    :param regime_names: the regimes to mark, with their names
+    :param horizon: length of the time axis
+    :return: RGB, uint8, shape ``(480, 640, 3)``
+    :raises gymnasium.error.DependencyNotInstalled: if matplotlib is missing
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DependencyNotInstalled('rendering needs matplotlib: pip install "hybrid-rl-suite[plots]"') from error
+
+    figure = Figure(figsize=(6.4, 4.8), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    state_axes, cost_axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+
+    n_lines = series.shape[1]
+    crowded = n_lines > MAX_LINES
+    drawn = np.linspace(0, n_lines - 1, min(n_lines, MAX_LINES)).astype(int)
+    periods = np.arange(len(frames))
+    state_axes.plot(periods, series[:, drawn], linewidth=1, alpha=0.45 if crowded else 0.9)
+    if crowded:
+        state_axes.plot(periods, series.mean(axis=1), color="black", linewidth=2, label=f"mean of {n_lines}")
+    state_axes.set_ylabel(label)
+
+    taken = np.array([-1 if frame.regime is None else frame.regime for frame in frames])
+    costs = np.array([frame.cost for frame in frames])
+    cost_axes.bar(periods[1:], costs[1:], width=0.9, color="lightgray")
+    for regime, name in regime_names.items():
+        chosen = taken == regime
+        colour = f"C{regime % 10}"
+        cost_axes.bar(periods[chosen], costs[chosen], width=0.9, color=colour, label=f"{name}: {chosen.sum()}")
+        state_axes.vlines(periods[chosen], 0, 0.03, color=colour, transform=state_axes.get_xaxis_transform(), linewidth=3)
+    cost_axes.set_xlabel("period")
+    cost_axes.set_ylabel("cost")
+    cost_axes.set_xlim(-0.5, horizon + 0.5)
+    cost_axes.legend(loc="upper right", fontsize="small")
+    if crowded:
+        state_axes.legend(loc="upper right", fontsize="small")
+    state_axes.set_title(f"period {len(frames) - 1} of {horizon}, cost so far {costs.sum():,.1f}")
+
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

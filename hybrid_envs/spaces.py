@@ -1,0 +1,73 @@
+"""
+Hybrid action spaces ``Tuple(Discrete(J), Box(n))`` and the one packed layout of their actions.
+
+A *hybrid action* is a regime ``x`` in ``{0..J-1}`` together with a point ``b`` in R^n. Packed into one float vector it is
+``[x, b_1, ..., b_n]``: rollout buffers, distributions and vectorised environments all use this layout through
+:func:`pack` and :func:`unpack`, and nothing else in the project knows it.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+
+class HybridAction(NamedTuple):
+    """A batch of hybrid actions."""
+
+    regime: torch.Tensor
+    """x, int64, shape ``(batch,)``."""
+    point: torch.Tensor
+    """b, floating point, shape ``(batch, n)``."""
+
+
+def pack(regime: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
+    """
+    :param regime: x, shape ``(...)``
+    :param point: b, shape ``(..., n)``
+    :return: packed actions ``[x, b]``, shape ``(..., 1 + n)``, in the dtype of ``point``
+    """
+    return torch.cat([regime.unsqueeze(-1).to(point.dtype), point], dim=-1)
+
+
+def unpack(packed: torch.Tensor) -> HybridAction:
+    """
+    :param packed: packed actions, shape ``(..., 1 + n)``
+    :return: the regime as int64, shape ``(...)``, and the point, shape ``(..., n)``
+    """
+    return HybridAction(packed[..., 0].long(), packed[..., 1:])
+
+
+def hybrid_action_space(action_bounds: np.ndarray) -> spaces.Tuple:
+    """
+    The action space of a problem with the given bounds: the Box is the hull of all regimes' intervals.
+
+    :param action_bounds: per-regime bounds of b, shape ``(J, n, 2)``; the last axis is (low, high), infinite where unbounded
+    :raises ValueError: if the shape is another, a bound is NaN, or a low exceeds its high
+    """
+    bounds = np.asarray(action_bounds, dtype=np.float32)
+    if bounds.ndim != 3 or bounds.shape[-1] != 2 or 0 in bounds.shape:
+        raise ValueError(f"action_bounds must have shape (n_regimes, n, 2), got {bounds.shape}")
+    invalid = np.isnan(bounds).any(-1) | (bounds[..., 0] > bounds[..., 1])
+    if invalid.any():
+        regime, coordinate = np.argwhere(invalid)[0]
+        low, high = bounds[regime, coordinate]
+        raise ValueError(
+            f"action_bounds[{regime}, {coordinate}] = ({low}, {high}): low must not exceed high, and neither may be NaN"
+        )
+    hull = spaces.Box(bounds[..., 0].min(axis=0), bounds[..., 1].max(axis=0), dtype=np.float32)
+    return spaces.Tuple((spaces.Discrete(len(bounds)), hull))
+
+
+def split_hybrid_space(action_space: spaces.Space) -> tuple[spaces.Discrete, spaces.Box]:
+    """
+    :param action_space: the space to take apart
+    :return: its Discrete and its Box
+    :raises TypeError: if the space is not ``Tuple(Discrete, Box)`` with a regime counted from 0 and a one-dimensional Box
+    """
+    if isinstance(action_space, spaces.Tuple) and len(action_space.spaces) == 2:
+        discrete, box = action_space.spaces
+        if isinstance(discrete, spaces.Discrete) and isinstance(box, spaces.Box) and discrete.start == 0 and len(box.shape) == 1:
+            return discrete, box
+    raise TypeError(f"the action space must be Tuple(Discrete(J), Box(shape=(n,))) with Discrete.start = 0, got {action_space}")

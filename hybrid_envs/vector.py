@@ -1,0 +1,130 @@
+"""Many scenarios of one hybrid environment, stepped together through its batched equations."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import batch_space
+
+from hybrid_envs.core import HybridEnv, StepResult, check_count, require_finite
+from hybrid_envs.spaces import HybridAction
+
+
+class HybridVectorEnv(gym.vector.VectorEnv):
+    """
+    A natively batched vector environment: one call of ``step_torch`` advances all scenarios.
+
+    A scenario that ends is reset in the same step: ``step`` returns the new episode's first observation, and
+    ``info["final_obs"]`` holds the last one of the old episode (Gymnasium's ``AutoresetMode.SAME_STEP``).
+
+    :param env: the environment; its equations and parameters are used, its own episode is not touched
+    :param num_envs: number of scenarios
+    """
+
+    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+
+    def __init__(self, env: HybridEnv, num_envs: int):
+        self.env = env
+        self.num_envs = check_count("num_envs", num_envs)
+        self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
+        self.observation_space = batch_space(env.observation_space, num_envs)
+        self.action_space = batch_space(env.action_space, num_envs)
+        self.state: Any = None
+        self.noise = torch.empty(0)
+        self.generator = torch.Generator(env.device)
+        self._rows = torch.arange(num_envs, device=env.device)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.generator.manual_seed(int(self.np_random.integers(2**63)))
+        self.state = self.env.initial(self.num_envs, self.generator)
+        self.noise = self.env.sample_noise(self.num_envs, self.generator)
+        return to_numpy(self.observation()), {}
+
+    def observation(self) -> torch.Tensor:
+        """
+        :return: what is seen of the present states, shape ``(num_envs, d)``
+        """
+        return self.env.observation(self.state)
+
+    def advance(self, action: HybridAction) -> tuple[StepResult, torch.Tensor]:
+        """
+        One period in torch. The states keep their history: called with gradients enabled, costs of later periods are
+        differentiable in the actions of earlier ones. Gradients are cut where a scenario is reset.
+
+        :param action: (x, b), shapes ``(num_envs,)`` and ``(num_envs, n)``
+        :return: the result before any reset, and which scenarios have ended, bool ``(num_envs,)``
+        """
+        result = self.env.step_torch(self.state, action, self.noise[self.state.period, self._rows])
+        done = result.terminated | result.truncated
+        self.state = result.state
+        if done.any():
+            self._restart(done)
+        return result, done
+
+    def detach(self) -> None:
+        """Forget how the present states came about: gradients will not flow past this moment."""
+        self.state = type(self.state)(*(field.detach() for field in self.state))
+
+    def _restart(self, done: torch.Tensor) -> None:
+        fresh = self.env.initial(self.num_envs, self.generator)
+        self.state = type(fresh)(*(_where(done, new, old) for new, old in zip(fresh, self.state, strict=True)))
+        self.noise = _where(done, *(n.transpose(0, 1) for n in (self.env.sample_noise(self.num_envs, self.generator), self.noise)))
+        self.noise = self.noise.transpose(0, 1)
+
+    def step(self, actions: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """
+        :param actions: regimes, shape ``(num_envs,)``, and points, shape ``(num_envs, n)``
+        :raises ValueError: if an action lies outside the action space
+        :raises FloatingPointError: if a state or cost is no longer finite
+        """
+        if self.state is None:
+            raise gym.error.ResetNeeded(f"{self.env.name}: call reset() before step()")
+        regimes, points = (np.asarray(part) for part in actions)
+        if regimes.shape != (self.num_envs,) or points.shape != (self.num_envs, self.env.action_size):
+            raise ValueError(
+                f"{self.env.name}: actions must have shapes ({self.num_envs},) and ({self.num_envs}, {self.env.action_size}), "
+                f"got {regimes.shape} and {points.shape}"
+            )
+        if not self.action_space.contains((regimes.astype(np.int64), points.astype(np.float32))):
+            for action in zip(regimes, points, strict=True):
+                self.env.check_action(action)
+        with torch.no_grad():
+            period = self.state.period
+            result, done = self.advance(
+                HybridAction(
+                    torch.as_tensor(regimes, dtype=torch.int64, device=self.env.device),
+                    torch.as_tensor(points, dtype=self.env.dtype, device=self.env.device),
+                )
+            )
+            observation = self.observation()
+        require_finite(self.env.name, "observation", result.observation, int(period.max()))
+        require_finite(self.env.name, "reward", result.reward, int(period.max()))
+        info: dict[str, Any] = {}
+        if done.any():
+            final = np.full(self.num_envs, None, dtype=object)
+            ended = done.cpu().numpy()
+            for row in np.flatnonzero(ended):
+                final[row] = to_numpy(result.observation[row])
+            info = {"final_obs": final, "_final_obs": ended}
+        return (
+            to_numpy(observation),
+            result.reward.double().cpu().numpy(),
+            result.terminated.cpu().numpy(),
+            result.truncated.cpu().numpy(),
+            info,
+        )
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """
+    :return: a float32 numpy copy that shares nothing with the graph
+    """
+    return tensor.detach().float().cpu().numpy().copy()
+
+
+def _where(rows: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    """``new`` in the given rows, ``old`` elsewhere, along the leading dimension."""
+    return torch.where(rows.view(-1, *[1] * (new.dim() - 1)), new, old)
