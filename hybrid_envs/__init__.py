@@ -1,5 +1,8 @@
 """Gymnasium environments with ``Tuple(Discrete, Box)`` actions and differentiable dynamics."""
 
+from functools import partial
+from typing import Any, cast
+
 import gymnasium as gym
 
 from hybrid_envs.core import HybridEnv, StepResult
@@ -8,7 +11,15 @@ from hybrid_envs.spaces import HybridAction
 from hybrid_envs.switched_lqr import HybridSwitchedLQREnv
 from hybrid_envs.vector import HybridVectorEnv
 
-__all__ = ["HybridAction", "HybridEnv", "HybridInventoryEnv", "HybridSwitchedLQREnv", "HybridVectorEnv", "StepResult", "register"]
+__all__ = [
+    "HybridAction",
+    "HybridEnv",
+    "HybridInventoryEnv",
+    "HybridSwitchedLQREnv",
+    "HybridVectorEnv",
+    "StepResult",
+    "register",
+]
 
 
 def register(id: str, env_class: type[HybridEnv]) -> None:
@@ -18,11 +29,11 @@ def register(id: str, env_class: type[HybridEnv]) -> None:
     :param id: e.g. ``"HybridNewsvendor-v0"``
     :param env_class: its class
     """
-    gym.register(
-        id,
-        entry_point=env_class,
-        vector_entry_point=lambda num_envs, **kwargs: HybridVectorEnv(env_class(**kwargs), num_envs),
-    )
+    gym.register(id, entry_point=cast(Any, env_class), vector_entry_point=cast(Any, partial(_make_vec, id)))
+
+
+def _make_vec(id: str, *, num_envs: int, **kwargs: Any) -> HybridVectorEnv:
+    return HybridVectorEnv(cast(HybridEnv, gym.make(id, **kwargs).unwrapped), num_envs)
 
 
 register("HybridInventory-v0", HybridInventoryEnv)

@@ -1,4 +1,4 @@
-"""The contract of a hybrid environment: the hooks one problem writes, and ``reset`` / ``step`` / ``step_torch`` built on them."""
+"""The contract of a hybrid environment: the hooks one problem writes; ``reset``, ``step``, ``step_torch`` built on them."""
 
 import math
 from abc import ABC, abstractmethod
@@ -205,7 +205,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
             self._noise = self.sample_noise(1, self._generator)
             observation = self.observation(self._state)
         self._frames = [Frame(self._state, None, 0.0)]
-        return observation[0].float().cpu().numpy(), {}
+        return to_numpy(observation[0]), {}
 
     def step(self, action: tuple[int, np.ndarray]) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
@@ -228,13 +228,18 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         self._state = None if terminated or truncated else result.state
         if self.render_mode is not None:
             self._frames.append(Frame(result.state, regime, -float(result.reward)))
-        return result.observation[0].float().cpu().numpy(), float(result.reward), terminated, truncated, {}
+        return to_numpy(result.observation[0]), float(result.reward), terminated, truncated, {}
 
-    def render(self) -> np.ndarray | None:  # type: ignore[override]
+    def render(self) -> np.ndarray | None:
         """
         :return: an RGB picture of the episode so far, shape ``(height, width, 3)``, or ``None`` without a render mode
+        :raises gymnasium.error.ResetNeeded: if no episode has begun
         """
-        return None if self.render_mode is None else self.draw(self._frames)
+        if self.render_mode is None:
+            return None
+        if not self._frames:
+            raise gym.error.ResetNeeded(f"{self.name}: call reset() before render()")
+        return self.draw(self._frames)
 
     @property
     def name(self) -> str:
@@ -250,25 +255,38 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         try:
             regime, point = action
             point = np.asarray(point, dtype=np.float32)
-        except (TypeError, ValueError) as error:
+            index = int(regime)
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.name}: an action is a pair (regime, point), got {action!r}") from error
-        if np.ndim(regime) or not discrete.contains(int(regime)) or int(regime) != regime:
-            raise ValueError(f"{self.name}: regime {regime!r} is not one of 0..{discrete.n - 1}")
+        if np.ndim(regime) or index != regime or not discrete.contains(index):
+            raise ValueError(f"{self.name}: regime {regime} is not one of 0..{discrete.n - 1}")
         if point.shape != box.shape:
             raise ValueError(f"{self.name}: the point of an action has shape {box.shape}, got {point.shape}")
         outside = np.flatnonzero(~((point >= box.low) & (point <= box.high) & np.isfinite(point)))
         if outside.size:
             i = outside[0]
             raise ValueError(f"{self.name}: b[{i}] = {point[i]} is outside [{box.low[i]}, {box.high[i]}]")
-        return int(regime), point
+        return index, point
 
 
-def require_finite(env_name: str, what: str, values: torch.Tensor, period: int) -> None:
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
     """
+    :return: a float32 numpy copy that shares neither memory nor graph with the tensor
+    """
+    return tensor.detach().float().cpu().numpy().copy()
+
+
+def require_finite(env_name: str, what: str, values: torch.Tensor, period: int | torch.Tensor) -> None:
+    """
+    :param values: shape ``(batch, ...)``
+    :param period: the period they belong to, or one for each row, shape ``(batch,)``
     :raises FloatingPointError: naming the environment, the quantity and the period, if any value is infinite or NaN
     """
-    if not torch.isfinite(values).all():
-        raise FloatingPointError(f"{env_name}: non-finite {what} in period {period}")
+    finite = torch.isfinite(values)
+    if not finite.all():
+        row = int((~finite).nonzero()[0, 0])
+        when = int(period[row]) if isinstance(period, torch.Tensor) else period
+        raise FloatingPointError(f"{env_name}: non-finite {what} in period {when} (scenario {row})")
 
 
 def check_count(name: str, value: int, minimum: int = 1) -> int:

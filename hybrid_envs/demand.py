@@ -16,10 +16,12 @@ def read_sales_history(path: str | Path) -> np.ndarray:
     :raises ValueError: naming the row and column of a missing, non-numeric, non-finite or negative cell
     :raises FileNotFoundError: if there is no such file
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.reader(file) if row]
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    while rows and not rows[-1]:
+        rows.pop()
     if len(rows) < 2:
-        raise ValueError(f"{path}: expected a header line with item names and at least one row of sales, got {len(rows)} line(s)")
+        raise ValueError(f"{path}: expected a header of item names and at least one row of sales, got {len(rows)} line(s)")
     header, body = rows[0], rows[1:]
     history = np.empty((len(body), len(header)))
     for r, row in enumerate(body):
@@ -50,7 +52,10 @@ def demand_scenarios(source: np.ndarray | str | Path, n_items: int | None, horiz
             raise ValueError(f"{source}: {len(history)} rows, fewer than horizon = {horizon}")
         demand = np.lib.stride_tricks.sliding_window_view(history, horizon, axis=0).transpose(0, 2, 1)
     else:
-        demand = np.asarray(source, dtype=np.float64)
+        try:
+            demand = np.asarray(source, dtype=np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"demand must be numeric, of shape (scenarios, periods, items): {error}") from error
         if demand.ndim != 3 or 0 in demand.shape:
             raise ValueError(f"demand must have shape (scenarios, periods, items), got {demand.shape}")
         if demand.shape[1] < horizon:

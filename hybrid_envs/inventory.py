@@ -28,6 +28,19 @@ class InventoryParams:
     lost_sales: bool
 
 
+def lot_size(params: InventoryParams) -> np.ndarray:
+    """
+    Wilson's economic order quantity √(2 K_i μ_i / h_i) with K shared equally, and at least one period's demand: the magnitude
+    of a sensible order.
+
+    :return: shape ``(n_items,)``
+    """
+    share = params.fixed_cost / len(params.mean_demand)
+    holding_cost = np.maximum(params.holding_cost, 1e-3 * params.underage_cost)  # free storage has no economic lot size
+    quantity = np.sqrt(2 * share * params.mean_demand / np.maximum(holding_cost, 1e-9))
+    return np.clip(quantity, params.mean_demand, 100 * params.mean_demand)
+
+
 class InventoryState(NamedTuple):
     """
     ``stock[:, 0]`` is on hand (negative: backlog); ``stock[:, k]`` is on order and arrives at the end of the k-th period from
@@ -150,7 +163,7 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
             action_bounds=np.array([no_order, order]),
             observation_size=n_items * (lead_time + 3),
             horizon=horizon,
-            action_scale=self.params.mean_demand,
+            action_scale=lot_size(self.params),
             render_mode=render_mode,
         )
         self.mean_demand = torch.tensor(self.params.mean_demand, dtype=self.dtype)

@@ -68,6 +68,23 @@ def split_hybrid_space(action_space: spaces.Space) -> tuple[spaces.Discrete, spa
     """
     if isinstance(action_space, spaces.Tuple) and len(action_space.spaces) == 2:
         discrete, box = action_space.spaces
-        if isinstance(discrete, spaces.Discrete) and isinstance(box, spaces.Box) and discrete.start == 0 and len(box.shape) == 1:
+        if (
+            isinstance(discrete, spaces.Discrete)
+            and isinstance(box, spaces.Box)
+            and discrete.start == 0
+            and len(box.shape) == 1
+        ):
             return discrete, box
-    raise TypeError(f"the action space must be Tuple(Discrete(J), Box(shape=(n,))) with Discrete.start = 0, got {action_space}")
+    raise TypeError(
+        f"the action space must be Tuple(Discrete(J), Box(shape=(n,))), regimes counted from 0, got {action_space}"
+    )
+
+
+def packed_space(action_space: spaces.Space) -> spaces.Box:
+    """
+    :param action_space: ``Tuple(Discrete(J), Box(shape=(n,)))``
+    :return: the Box that holds its packed actions, shape ``(1 + n,)``
+    """
+    discrete, box = split_hybrid_space(action_space)
+    low, high = np.append(0, box.low), np.append(discrete.n - 1, box.high)
+    return spaces.Box(low.astype(np.float32), high.astype(np.float32))

@@ -114,7 +114,7 @@ class HybridSwitchedLQREnv(HybridEnv[SwitchedLQRState]):
         n_dims = _agreed("n_dims", n_dims, {"A": A, "B": B, "Q": Q, "R": R}, axis=-1, default=8)
         n_modes = _agreed("n_modes", n_modes, {"B": B}, axis=0, default=2)
         if n_modes > n_dims and B is None:
-            raise ValueError(f"n_modes = {n_modes} must not exceed n_dims = {n_dims}: every mode needs a coordinate of its own")
+            raise ValueError(f"n_modes = {n_modes} must not exceed n_dims = {n_dims}: every mode needs its own coordinate")
         reference = reference_instance(n_dims, n_modes)
         square = (n_dims, n_dims)
         self.params = SwitchedLQRParams(
@@ -165,7 +165,11 @@ class HybridSwitchedLQREnv(HybridEnv[SwitchedLQRState]):
 def _agreed(name: str, value: int | None, arrays: dict[str, np.ndarray | None], axis: int, default: int) -> int:
     """The size that argument ``name`` and the given arrays state, if they agree on one."""
     stated = {name: check_count(name, value)} if value is not None else {}
-    stated |= {key: np.shape(array)[axis] for key, array in arrays.items() if array is not None and np.ndim(array) > 1}
+    for key, array in arrays.items():
+        if array is not None:
+            if np.ndim(array) < 2:
+                raise ValueError(f"{key} must be given as matrices, got shape {np.shape(array)}")
+            stated[key] = np.shape(array)[axis]
     if len(set(stated.values())) > 1:
         raise ValueError(f"{name}: sizes disagree, {', '.join(f'{key} says {size}' for key, size in stated.items())}")
     return next(iter(stated.values()), default)
@@ -173,8 +177,10 @@ def _agreed(name: str, value: int | None, arrays: dict[str, np.ndarray | None], 
 
 def _definite(name: str, matrix: np.ndarray, strictly: bool) -> np.ndarray:
     if not np.allclose(matrix, matrix.T):
-        raise ValueError(f"{name} must be symmetric; it differs from its transpose by up to {np.abs(matrix - matrix.T).max():.3g}")
+        gap = np.abs(matrix - matrix.T).max()
+        raise ValueError(f"{name} must be symmetric; it differs from its transpose by up to {gap:.3g}")
     least = float(np.linalg.eigvalsh(matrix)[0])
     if least < (1e-12 if strictly else -1e-9):
-        raise ValueError(f"{name} must be positive {'definite' if strictly else 'semidefinite'}; its least eigenvalue is {least:.3g}")
+        kind = "definite" if strictly else "semidefinite"
+        raise ValueError(f"{name} must be positive {kind}; its least eigenvalue is {least:.3g}")
     return matrix

@@ -1,6 +1,6 @@
 """Many scenarios of one hybrid environment, stepped together through its batched equations."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from hybrid_envs.core import HybridEnv, StepResult, check_count, require_finite
+from hybrid_envs.core import HybridEnv, StepResult, check_count, require_finite, to_numpy
 from hybrid_envs.spaces import HybridAction
 
 
@@ -23,7 +23,7 @@ class HybridVectorEnv(gym.vector.VectorEnv):
     :param num_envs: number of scenarios
     """
 
-    metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # type: ignore[misc]
 
     def __init__(self, env: HybridEnv, num_envs: int):
         self.env = env
@@ -68,13 +68,30 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         """Forget how the present states came about: gradients will not flow past this moment."""
         self.state = type(self.state)(*(field.detach() for field in self.state))
 
+    def discount_gradient(self, gamma: float) -> None:
+        """
+        From now on, scale every gradient that flows back through the present states by ``gamma``. Done in every period, this
+        makes b_t answer for Σ_k γ^(k-t) c_k: the same discounted costs by which PPO judges x_t.
+
+        :param gamma: γ, at most 1
+        """
+        if gamma == 1.0:
+            return
+        fields = [field.view_as(field) for field in self.state]  # the last period's result keeps the tensors without the hook
+        for field in fields:
+            if field.requires_grad:
+                field.register_hook(lambda gradient: gamma * gradient)
+        self.state = type(self.state)(*fields)
+
     def _restart(self, done: torch.Tensor) -> None:
         fresh = self.env.initial(self.num_envs, self.generator)
         self.state = type(fresh)(*(_where(done, new, old) for new, old in zip(fresh, self.state, strict=True)))
-        self.noise = _where(done, *(n.transpose(0, 1) for n in (self.env.sample_noise(self.num_envs, self.generator), self.noise)))
-        self.noise = self.noise.transpose(0, 1)
+        noise = self.env.sample_noise(self.num_envs, self.generator)
+        self.noise = _where(done, noise.transpose(0, 1), self.noise.transpose(0, 1)).transpose(0, 1)
 
-    def step(self, actions: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(
+        self, actions: tuple[np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """
         :param actions: regimes, shape ``(num_envs,)``, and points, shape ``(num_envs, n)``
         :raises ValueError: if an action lies outside the action space
@@ -88,7 +105,12 @@ class HybridVectorEnv(gym.vector.VectorEnv):
                 f"{self.env.name}: actions must have shapes ({self.num_envs},) and ({self.num_envs}, {self.env.action_size}), "
                 f"got {regimes.shape} and {points.shape}"
             )
-        if not self.action_space.contains((regimes.astype(np.int64), points.astype(np.float32))):
+        points = points.astype(np.float32)
+        if (
+            regimes.dtype.kind not in "iu"
+            or not np.isfinite(points).all()
+            or not self.action_space.contains((regimes.astype(np.int64), points))
+        ):
             for action in zip(regimes, points, strict=True):
                 self.env.check_action(action)
         with torch.no_grad():
@@ -100,15 +122,15 @@ class HybridVectorEnv(gym.vector.VectorEnv):
                 )
             )
             observation = self.observation()
-        require_finite(self.env.name, "observation", result.observation, int(period.max()))
-        require_finite(self.env.name, "reward", result.reward, int(period.max()))
+        require_finite(self.env.name, "observation", result.observation, period)
+        require_finite(self.env.name, "reward", result.reward, period)
         info: dict[str, Any] = {}
         if done.any():
             final = np.full(self.num_envs, None, dtype=object)
             ended = done.cpu().numpy()
             for row in np.flatnonzero(ended):
                 final[row] = to_numpy(result.observation[row])
-            info = {"final_obs": final, "_final_obs": ended}
+            info = {"final_obs": final, "_final_obs": ended, "final_info": {}, "_final_info": ended}
         return (
             to_numpy(observation),
             result.reward.double().cpu().numpy(),
@@ -116,13 +138,6 @@ class HybridVectorEnv(gym.vector.VectorEnv):
             result.truncated.cpu().numpy(),
             info,
         )
-
-
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """
-    :return: a float32 numpy copy that shares nothing with the graph
-    """
-    return tensor.detach().float().cpu().numpy().copy()
 
 
 def _where(rows: torch.Tensor, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

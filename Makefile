@@ -1,0 +1,31 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+ARGS ?=
+
+.PHONY: demo test test-slow lint type format
+
+demo: $(INSTALLED)  ## train, compare and plot; ARGS="--quick" for a short look
+	$(BIN)/python -m benchmarks.demo $(ARGS)
+
+test: $(INSTALLED)  ## the fast tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED)  ## the tests that train to published figures
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(INSTALLED)
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tests]"
+	touch $@

@@ -1,0 +1,26 @@
+"""Reference policies and bounds: how far a policy is from the best known, and from the best possible."""
+
+from hybrid_envs.solvers.base import Policy, ReferencePolicy, evaluate
+from hybrid_envs.solvers.inventory import (
+    CanOrder,
+    PeriodicReview,
+    SingleItemSS,
+    TotalDemandTrigger,
+    best_classical,
+    lower_bound,
+)
+from hybrid_envs.solvers.lqr import SingleMode, riccati
+
+__all__ = [
+    "CanOrder",
+    "PeriodicReview",
+    "Policy",
+    "ReferencePolicy",
+    "SingleItemSS",
+    "SingleMode",
+    "TotalDemandTrigger",
+    "best_classical",
+    "evaluate",
+    "lower_bound",
+    "riccati",
+]

@@ -1,0 +1,90 @@
+"""What every reference policy shares: SB3's ``predict`` on top of one batched rule, and the evaluation of any policy."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from hybrid_envs.core import HybridEnv, check_count
+from hybrid_envs.vector import HybridVectorEnv
+
+
+class Policy(Protocol):
+    """Anything with Stable-Baselines3's ``predict``: a trained model as well as a reference policy."""
+
+    def predict(
+        self,
+        observation: Any,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]: ...
+
+
+class ReferencePolicy(ABC):
+    """A policy known in closed form or computed by a solver: what a learned policy is measured against."""
+
+    cost: float = float("nan")
+    """Its figure of merit as its solver states it; NaN where the solver states none."""
+    half_width: float = 0.0
+    """Half width of the 95 % confidence interval of ``cost``; 0 where ``cost`` is exact."""
+
+    @abstractmethod
+    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param observation: shape ``(batch, d)``
+        :param period: periods since the start of each row's episode, int64, shape ``(batch,)``
+        :return: regimes, int64, shape ``(batch,)``, and points, shape ``(batch, n)``
+        """
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+    ) -> tuple[Any, tuple[np.ndarray, ...]]:
+        """
+        Stable-Baselines3's ``predict``. As with its recurrent policies, the returned state has to be handed back at the next
+        call: it holds the clock, which observations do not.
+
+        :param observation: shape ``(d,)``, or ``(batch, d)``
+        :param state: what the previous call returned, ``None`` at the start of all episodes
+        :param episode_start: bool, shape ``(batch,)``: rows in which an episode starts with this observation
+        :param deterministic: reference policies always are
+        :return: the action ``(x, b)``, or a list of them for batched observations, and the new state
+        """
+        batch = np.atleast_2d(observation)
+        period = np.zeros(len(batch), dtype=np.int64) if state is None else state[0]
+        if episode_start is not None:
+            period = np.where(episode_start, 0, period)
+        regimes, points = self.act(batch, period)
+        actions = list(zip(regimes.tolist(), points.astype(np.float32), strict=True))
+        return (actions[0] if np.ndim(observation) == 1 else actions), (period + 1,)
+
+
+def evaluate(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -> np.ndarray:
+    """
+    The cost of a policy on fresh scenarios, each one episode long. Equal seeds give equal scenarios, so that policies can be
+    compared on common random numbers.
+
+    :param env: the environment; its own episode is not touched
+    :param policy: anything with Stable-Baselines3's ``predict``
+    :param n_scenarios: number of scenarios
+    :param seed: of the scenarios
+    :return: :meth:`HybridEnv.figure_of_merit` of each scenario, float64, shape ``(n_scenarios,)``
+    """
+    scenarios = HybridVectorEnv(env, check_count("n_scenarios", n_scenarios))
+    observation, _ = scenarios.reset(seed=seed)
+    state, episode_start = None, np.ones(n_scenarios, dtype=bool)
+    alive = np.ones(n_scenarios, dtype=bool)  # what follows the end of an episode is another scenario
+    costs = np.zeros((env.horizon, n_scenarios))
+    for t in range(env.horizon):
+        actions, state = policy.predict(observation, state=state, episode_start=episode_start, deterministic=True)
+        regimes, points = (np.stack(part) for part in zip(*actions, strict=True))
+        observation, reward, terminated, truncated, _ = scenarios.step((regimes, points))
+        costs[t] = np.where(alive, -reward, 0.0)
+        episode_start = terminated | truncated
+        alive &= ~episode_start
+    return env.figure_of_merit(torch.from_numpy(costs)).numpy()

@@ -1,0 +1,253 @@
+"""Hybrid Policy Optimization: mixed gradients through a differentiable simulator."""
+
+import math
+from collections import defaultdict
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+from typing_extensions import Self
+
+from hybrid_envs.core import check_count
+from hybrid_envs.spaces import HybridAction, pack
+from sb3_hpo.distributions import choose
+from sb3_hpo.hybrid_ppo import HybridPPO, make_schedule
+from sb3_hpo.losses import pathwise_loss, score_loss
+from sb3_hpo.policies import DeterministicPointPolicy
+from sb3_hpo.vec_env import LiveView, simulated
+
+DEFAULT_ITERATIONS = 200
+
+
+class HPO(HybridPPO):
+    """
+    Hybrid Policy Optimization (Alvo, Russo, Kanoria 2026, arXiv 2605.14297) for differentiable environments.
+
+    Each iteration simulates ``n_scenarios`` scenarios for ``n_steps`` periods with live gradients. Then the continuous network
+    β_κ takes one step along the mixed gradient: the pathwise derivative of the costs with the regimes held fixed, plus the
+    cross term, the score function of later regimes seen through the states that b leads to. The discrete network and the
+    value network learn by PPO on the same data.
+
+    :param policy: ``"MlpPolicy"`` or a policy class
+    :param env: a :class:`~hybrid_envs.core.HybridEnv`, its id, or a VecEnv of such environments
+    :param n_scenarios: scenarios simulated side by side; a VecEnv has its own number
+    :param n_steps: periods per iteration; the environment's horizon unless given
+    :param cross_term: whether the mixed gradient keeps its cross term; without it, it is biased but less noisy
+    :param pathwise_weight: weight of the pathwise term against the cross term; the estimator is unbiased at 1
+    :param normalize_reward: whether to divide rewards by the batch's standard deviation
+    :param learning_rate: of the discrete network, and of the others unless they have their own; a float or a schedule
+    :param continuous_learning_rate: of the continuous network
+    :param value_learning_rate: of the value network
+    :param batch_size: PPO minibatch; a quarter of the iteration's data unless given
+    :param max_grad_norm: gradients are clipped to this norm, separately for each of the three networks
+    :param ent_coef: entropy coefficient, a float, a schedule or ``"lin_V"``
+    :param ppo_kwargs: the arguments of :class:`stable_baselines3.PPO`
+    :raises TypeError: if the environment has no ``step_torch``; HybridPPO needs none
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": DeterministicPointPolicy}
+    policy: DeterministicPointPolicy
+
+    def __init__(
+        self,
+        policy: str | type[DeterministicPointPolicy],
+        env: GymEnv | str,
+        *,
+        n_scenarios: int = 64,
+        n_steps: int | None = None,
+        cross_term: bool = True,
+        pathwise_weight: float = 1.0,
+        normalize_reward: bool = True,
+        learning_rate: float | Schedule = 1e-3,
+        continuous_learning_rate: float | str | Schedule | None = None,
+        value_learning_rate: float | str | Schedule | None = None,
+        batch_size: int | None = None,
+        n_epochs: int = 5,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.96,
+        clip_range: float | Schedule = 0.15,
+        ent_coef: float | str | Schedule = "lin_0.5",
+        vf_coef: float = 0.15,
+        max_grad_norm: float = 5.0,
+        target_kl: float | None = 0.015,
+        **ppo_kwargs: Any,
+    ):
+        if env is not None:
+            env = simulated(env, n_scenarios)
+            n_scenarios = env.num_envs
+            n_steps = n_steps or env.get_attr("horizon")[0]
+            batch_size = batch_size or math.ceil(n_steps * n_scenarios / 4)
+        self.n_scenarios = check_count("n_scenarios", n_scenarios)
+        self.cross_term = cross_term
+        self.pathwise_weight = pathwise_weight
+        self.normalize_reward = normalize_reward
+        self.component_learning_rates = {
+            name: make_schedule(f"{name}_learning_rate", rate)
+            for name, rate in (("continuous", continuous_learning_rate), ("value", value_learning_rate))
+            if rate is not None
+        }
+        self.component_max_grad_norm = max_grad_norm
+        super().__init__(
+            policy,
+            env,
+            n_steps=n_steps or 1,
+            learning_rate=learning_rate,
+            batch_size=batch_size or 64,
+            n_epochs=n_epochs,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            clip_range=clip_range,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=math.inf,  # SB3 would clip all networks together; each has its own limit here
+            target_kl=target_kl,
+            **ppo_kwargs,
+        )
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        self._live_rewards: list[torch.Tensor] = []
+        self._live_log_probs: list[torch.Tensor] = []
+        self._reward_scale = 1.0
+        self._grad_norms: dict[str, list[float]] = defaultdict(list)
+        self.policy.optimizer.register_step_pre_hook(self._clip_gradients)
+
+    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+        """
+        Simulate all scenarios with live gradients, and fill the buffer with what PPO needs of it.
+
+        :return: whether training goes on; ``False`` if the callback stopped it
+        """
+        assert self._last_obs is not None
+        self.policy.set_training_mode(False)
+        rollout_buffer.reset()
+        callback.on_rollout_start()
+        view = LiveView(env)
+        view.simulator.detach()
+        self._live_rewards, self._live_log_probs = [], []
+        bootstrap = np.zeros((n_rollout_steps, env.num_envs), dtype=np.float32)
+
+        for step in range(n_rollout_steps):
+            obs = view.observation()
+            regimes = torch.distributions.Categorical(
+                logits=self.policy.regime_logits(obs if self.cross_term else obs.detach()), validate_args=False
+            )
+            x = regimes.sample()
+            b = choose(self.policy.candidates(obs), x)
+            new_obs, rewards, dones, infos = env.step(HybridAction(x, b))
+            view.simulator.discount_gradient(self.gamma)
+            log_prob = regimes.log_prob(x)
+            self._live_rewards.append(view.reward())
+            self._live_log_probs.append(log_prob)
+
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+            self._update_info_buffer(infos, dones)
+
+            with torch.no_grad():
+                values = self.policy.predict_values(obs)
+                truncated = [i for i in np.flatnonzero(dones) if infos[i]["TimeLimit.truncated"]]
+                if truncated:
+                    final = np.stack([infos[i]["terminal_observation"] for i in truncated])
+                    bootstrap[step, truncated] = (
+                        self.gamma * self.policy.predict_values(obs_as_tensor(final, self.device)).flatten().cpu().numpy()
+                    )
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                pack(x, b.detach()).cpu().numpy(),
+                rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                values,
+                log_prob.detach(),
+            )
+            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
+
+        self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
+        if self.normalize_reward:
+            self._reward_scale = float(rollout_buffer.rewards.std()) + 1e-8
+        rollout_buffer.rewards = rollout_buffer.rewards / self._reward_scale + bootstrap
+        with torch.no_grad():
+            last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+        rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
+        self.policy.components["value"].rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def train(self) -> None:
+        """One full-batch step of the continuous network along the mixed gradient, then PPO epochs for the other two."""
+        self._grad_norms.clear()
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+
+        rewards = torch.stack(self._live_rewards) / self._reward_scale
+        log_probs = torch.stack(self._live_log_probs)
+        advantages = torch.as_tensor(self.rollout_buffer.advantages, device=self.device)
+        scale = advantages.std() + 1e-8 if self.normalize_advantage else 1.0
+        center = advantages.mean() if self.normalize_advantage else 0.0
+        # Both terms are divided by the same number, or their sum would be no gradient of anything.
+        pathwise = self.pathwise_weight * pathwise_loss(rewards) / scale
+        score = score_loss(log_probs, (advantages - center) / scale)
+
+        kappa = list(self.policy.components["continuous"].parameters())
+        self.policy.optimizer.zero_grad()
+        loss = pathwise + score if self.cross_term else pathwise
+        loss.backward(inputs=kappa)
+        self.policy.optimizer.step()
+
+        self.logger.record("train/pathwise_loss", pathwise.item())
+        super().train()
+        for name, norms in self._grad_norms.items():
+            self.logger.record(f"train/grad_norm/{name}", np.mean(norms))
+
+    def _clip_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            gradients = [p for p in group["params"] if p.grad is not None]
+            if gradients:
+                norm = torch.nn.utils.clip_grad_norm_(gradients, self.component_max_grad_norm)
+                self._grad_norms[group["name"]].append(float(norm))
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        super()._update_learning_rate(optimizers)
+        for group in self.policy.optimizer.param_groups:
+            if group["name"] in self.component_learning_rates:
+                group["lr"] = self.component_learning_rates[group["name"]](self._current_progress_remaining)
+
+    def learn(
+        self,
+        total_timesteps: int | None = None,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "HPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """
+        As in SB3.
+
+        :param total_timesteps: environment steps over all scenarios; 200 iterations unless given
+        """
+        if total_timesteps is None:
+            total_timesteps = DEFAULT_ITERATIONS * self.n_steps * self.n_envs
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(simulated(env, self.n_envs), force_reset)
+
+    @classmethod
+    def load(cls, path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+        if env is not None and not isinstance(env, VecEnv):
+            data, _, _ = load_from_zip_file(path)
+            assert data is not None
+            env = simulated(env, data["n_envs"])
+        return super().load(path, env, *args, **kwargs)

@@ -1,0 +1,98 @@
+"""PPO on ``Tuple(Discrete, Box)`` actions: the model-free baseline."""
+
+from typing import Any, ClassVar
+
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped
+
+from hybrid_envs.spaces import split_hybrid_space
+from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
+from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
+from sb3_hpo.vec_env import HybridActionWrapper
+
+
+def make_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
+    """
+    :param name: of the argument, for the error
+    :param value: a constant, a schedule, or ``"lin_V"`` for a linear decay from V to 0 (RL Zoo's notation)
+    :raises ValueError: for any other string
+    """
+    if isinstance(value, str):
+        prefix, _, number = value.partition("_")
+        try:
+            if prefix != "lin":
+                raise ValueError
+            value = LinearSchedule(float(number), 0.0, 1.0)
+        except ValueError:
+            raise ValueError(f"{name} must be a number, a schedule or 'lin_V', got {value!r}") from None
+    return FloatSchedule(value)
+
+
+class TupleActions(OnPolicyAlgorithm):
+    """PPO's constructor names the action spaces it accepts; standing between PPO and its base, this names Tuple instead."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs | {"supported_action_spaces": (spaces.Tuple,)})
+
+
+class HybridPPO(PPO, TupleActions):
+    """
+    Proximal Policy Optimization with hybrid actions, on any Gymnasium environment whose action space is
+    ``Tuple(Discrete, Box)``; the environment need not be differentiable. The regime is categorical, the point Gaussian
+    around the regime's candidate, and both are learned by the score function.
+
+    Everything else is SB3's PPO, its arguments included.
+
+    :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment, its id, or a VecEnv
+    :param ent_coef: entropy coefficient; also a schedule, or ``"lin_0.5"`` for a linear decay to 0
+    :param ppo_kwargs: the arguments of :class:`stable_baselines3.PPO`
+    :raises TypeError: if the action space is not ``Tuple(Discrete, Box)``
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": HybridActorCriticPolicy,
+        "MultiInputPolicy": HybridMultiInputPolicy,
+    }
+    policy: HybridActorCriticPolicy
+
+    def __init__(
+        self,
+        policy: str | type[HybridActorCriticPolicy],
+        env: GymEnv | str,
+        *,
+        ent_coef: float | str | Schedule = 0.0,
+        **ppo_kwargs: Any,
+    ):
+        self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
+        super().__init__(policy, env, ent_coef=self.ent_coef_schedule(1.0), **ppo_kwargs)
+
+    @staticmethod
+    def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        env = PPO._wrap_env(env, verbose, monitor_wrapper)
+        return env if is_vecenv_wrapped(env, HybridActionWrapper) else HybridActionWrapper(env)
+
+    def _setup_model(self) -> None:
+        if self.rollout_buffer_class is None:
+            dict_obs = isinstance(self.observation_space, spaces.Dict)
+            self.rollout_buffer_class = HybridDictRolloutBuffer if dict_obs else HybridRolloutBuffer
+        if self.env is not None:
+            self.policy_kwargs = action_geometry(self.env) | self.policy_kwargs
+        super()._setup_model()
+
+    def train(self) -> None:
+        self.ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
+        super().train()
+
+
+def action_geometry(env: VecEnv) -> dict[str, Any]:
+    """
+    :return: the policy arguments ``action_bounds`` and ``action_scale``, as far as the environment states them
+    """
+    split_hybrid_space(env.action_space)
+    return {name: env.get_attr(name)[0] for name in ("action_bounds", "action_scale") if env.has_attr(name)}

@@ -1,0 +1,29 @@
+"""The paper's equations: pure functions from tensors to scalars (Alvo, Russo, Kanoria 2026, arXiv 2605.14297)."""
+
+import torch
+
+
+def pathwise_loss(rewards: torch.Tensor) -> torch.Tensor:
+    """
+    First term of the mixed gradient (Theorem 1): ∇_κ Σ_t c_t with the regimes held fixed.
+
+    L = -mean_{t,i} r_{t,i}
+
+    :param rewards: rewards that carry gradients to b, shape ``(T, n_scenarios)``
+    :return: scalar, to be minimised
+    """
+    return -rewards.mean()
+
+
+def score_loss(log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:
+    """
+    Score function of the regimes (Theorem 1): its gradient is E Σ_t ∇ log π_φ(x_t | s_t) · (G_t - v). With respect to φ it
+    is the policy gradient; with respect to κ, through live states s_t(κ), it is the cross term.
+
+    L = -mean_{t,i} log π(x_{t,i} | s_{t,i}) · A_{t,i}
+
+    :param log_probs: of the sampled regimes, shape ``(T, n_scenarios)``
+    :param advantages: in units of reward, detached here, same shape
+    :return: scalar, to be minimised
+    """
+    return -(log_probs * advantages.detach()).mean()

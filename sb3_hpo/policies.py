@@ -1,0 +1,273 @@
+"""Actor-critic policies for hybrid actions: three networks that share no parameter."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, create_mlp
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+from torch.nn import functional as F
+
+from hybrid_envs.spaces import split_hybrid_space, unpack
+from sb3_hpo.distributions import HybridDistribution
+
+COMPONENTS = ("discrete", "continuous", "value")
+
+
+class Tower(nn.Module):
+    """
+    The head of β_κ: makes one candidate point per regime out of a raw output z, feasible by construction. Coordinate by
+    coordinate: z·scale if unbounded, low + scale·softplus(z) or high - scale·softplus(z) if bounded on one side, and
+    low + (high - low)·sigmoid(z) on an interval.
+
+    :param bounds: shape ``(J, n, 2)``, infinite where unbounded
+    :param scale: typical magnitude of b, shape ``(n,)``
+    """
+
+    def __init__(self, bounds: np.ndarray, scale: np.ndarray):
+        super().__init__()
+        low, high = torch.as_tensor(bounds).unbind(-1)
+        has_low, has_high = low.isfinite(), high.isfinite()
+        self.n_regimes, self.action_size = low.shape
+        interval, one_sided = has_low & has_high, has_low ^ has_high
+        spread = torch.as_tensor(scale).expand_as(low)
+        # base + slope · squash(z), where squash depends on the kind of bounds
+        self.base: torch.Tensor
+        self.slope: torch.Tensor
+        self.interval: torch.Tensor
+        self.one_sided: torch.Tensor
+        self.register_buffer("base", torch.where(has_low, low, torch.where(has_high, high, 0.0)))
+        slope = torch.where(interval, high - low, torch.where(has_high & ~has_low, -spread, spread))
+        self.register_buffer("slope", slope.contiguous())
+        self.register_buffer("interval", interval)
+        self.register_buffer("one_sided", one_sided)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        """
+        :param z: raw outputs, shape ``(batch, J * n)``
+        :return: candidates, shape ``(batch, J, n)``
+        """
+        z = z.unflatten(1, (self.n_regimes, self.action_size))
+        squashed = torch.where(self.one_sided, F.softplus(z), torch.where(self.interval, torch.sigmoid(z), z))
+        return self.base + self.slope * squashed
+
+
+class Component(nn.Module):
+    """
+    One of the three networks: features extractor, hidden layers, output; if asked for, with a linear path beside the hidden
+    layers. The output is standardised: ``mean + std · raw``, with mean 0 and standard deviation 1 until :meth:`rescale`.
+
+    :param extractor: from the observation to features
+    :param output_size: length of the output
+    :param hidden: sizes of the hidden layers
+    :param activation_fn: between them
+    :param linear_path: whether to add a linear function of the features to the output
+    """
+
+    def __init__(
+        self,
+        extractor: BaseFeaturesExtractor,
+        output_size: int,
+        hidden: list[int],
+        activation_fn: type[nn.Module],
+        linear_path: bool,
+    ):
+        super().__init__()
+        self.extractor = extractor
+        self.hidden = nn.Sequential(*create_mlp(extractor.features_dim, -1, hidden, activation_fn))
+        self.output = nn.Linear(hidden[-1] if hidden else extractor.features_dim, output_size)
+        self.linear = nn.Linear(extractor.features_dim, output_size, bias=False) if linear_path else None
+        self.mean: torch.Tensor
+        self.std: torch.Tensor
+        self.register_buffer("mean", torch.tensor(0.0))
+        self.register_buffer("std", torch.tensor(1.0))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        raw = self.output(self.hidden(features))
+        if self.linear is not None:
+            raw = raw + self.linear(features)
+        return self.mean + self.std * raw
+
+    @torch.no_grad()
+    def rescale(self, mean: float, std: float) -> None:
+        """Set the output's mean and standard deviation without changing the function (PopArt, van Hasselt et al. 2016)."""
+        for layer in filter(None, (self.output, self.linear)):
+            layer.weight.mul_(self.std / std)
+        self.output.bias.mul_(self.std / std).add_((self.mean - mean) / std)
+        self.mean.fill_(mean)
+        self.std.fill_(std)
+
+
+class HybridActorCriticPolicy(ActorCriticPolicy):
+    """
+    Policy for ``Tuple(Discrete(J), Box(n))`` actions, with separate networks for the regime's logits (``discrete``), the
+    tower of candidate points (``continuous``) and the value (``value``). The point is drawn from a Gaussian around the chosen
+    candidate, with a learned state-independent standard deviation in units of ``action_scale``.
+
+    :param observation_space: observation space
+    :param action_space: ``Tuple(Discrete, Box)``
+    :param lr_schedule: learning-rate schedule
+    :param action_bounds: per-regime bounds, shape ``(J, n, 2)``; the Box's for every regime unless given
+    :param action_scale: typical magnitude of b, shape ``(n,)``; 1 unless given
+    :param net_arch: hidden layers of every network, or a dict with ``discrete``, ``continuous`` and ``value``
+    :param linear_path: the networks that have a linear path from features to output beside their hidden layers; base-stock
+        levels and linear-quadratic control are linear in the state
+    :param log_std_init: initial logarithm of the standard deviation of b
+    :param kwargs: SB3's ``ActorCriticPolicy`` arguments
+    :raises ValueError: for network names other than these three
+    """
+
+    stochastic_point = True
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        action_bounds: np.ndarray | None = None,
+        action_scale: np.ndarray | None = None,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        linear_path: Sequence[str] = ("continuous",),
+        log_std_init: float = 0.0,
+        **kwargs: Any,
+    ):
+        discrete, box = split_hybrid_space(action_space)
+        if action_bounds is None:
+            action_bounds = np.tile(np.stack([box.low, box.high], axis=-1), (int(discrete.n), 1, 1))
+        self.action_bounds = np.asarray(action_bounds, dtype=np.float32)
+        self.action_scale = np.ones(box.shape, np.float32) if action_scale is None else np.asarray(action_scale, np.float32)
+        net_arch = [512, 512] if net_arch is None else net_arch
+        if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
+            raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
+        if not set(linear_path) <= set(COMPONENTS):
+            raise ValueError(f"linear_path must name some of {COMPONENTS}, got {tuple(linear_path)}")
+        self.linear_path = tuple(linear_path)
+        # SB3 knows no Tuple: it is shown the Box, and what it builds from that is overridden here.
+        super().__init__(observation_space, box, lr_schedule, net_arch=net_arch, log_std_init=log_std_init, **kwargs)
+        self.action_space = action_space
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        self.action_dist = HybridDistribution()
+        n_regimes, action_size = self.action_bounds.shape[:2]
+        sizes = {"discrete": n_regimes, "continuous": n_regimes * action_size, "value": 1}
+        # Gains of orthogonal initialisation: √2 inside, 0.01 for policy outputs, 1 for the value.
+        gains = {"discrete": 0.01, "continuous": 0.01, "value": 1.0}
+        self.components = nn.ModuleDict()
+        for name in COMPONENTS:
+            hidden = self.net_arch[name] if isinstance(self.net_arch, dict) else self.net_arch
+            component = Component(
+                self.make_features_extractor(), sizes[name], hidden, self.activation_fn, linear_path=name in self.linear_path
+            )
+            if self.ortho_init:
+                component.apply(partial(self.init_weights, gain=np.sqrt(2)))
+                for layer in filter(None, (component.output, component.linear)):
+                    self.init_weights(layer, gain=gains[name])
+            self.components[name] = component
+        self.tower = Tower(self.action_bounds, self.action_scale)
+        if self.stochastic_point:
+            self.log_std = nn.Parameter(torch.full((action_size,), self.log_std_init))
+            self.register_buffer("std_unit", torch.as_tensor(self.action_scale))
+        self.optimizer = self.optimizer_class(self._parameter_groups(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """One optimizer group per network, named as in :data:`COMPONENTS`."""
+        groups = [{"name": name, "params": list(self.components[name].parameters())} for name in COMPONENTS]
+        if self.stochastic_point:
+            groups[1]["params"].append(self.log_std)  # type: ignore[attr-defined]
+        return groups
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
+            data.pop(sde_only)
+        return data | {"action_bounds": self.action_bounds, "action_scale": self.action_scale, "linear_path": self.linear_path}
+
+    # ---- the three functions of the state ----------------------------------------------------------------------------
+
+    def _evaluate(self, name: str, obs: PyTorchObs) -> torch.Tensor:
+        component = self.components[name]
+        return component(super(ActorCriticPolicy, self).extract_features(obs, component.extractor))
+
+    def regime_logits(self, obs: PyTorchObs) -> torch.Tensor:
+        """
+        :return: logits of π_φ(· | s), shape ``(batch, J)``
+        """
+        return self._evaluate("discrete", obs)
+
+    def candidates(self, obs: PyTorchObs) -> torch.Tensor:
+        """
+        :return: the tower β_κ(s), one feasible point per regime, shape ``(batch, J, n)``
+        """
+        return self.tower(self._evaluate("continuous", obs))
+
+    def predict_values(self, obs: PyTorchObs) -> torch.Tensor:
+        """
+        :return: v(s), shape ``(batch, 1)``
+        """
+        return self._evaluate("value", obs)
+
+    # ---- SB3's interface ---------------------------------------------------------------------------------------------
+
+    def get_distribution(self, obs: PyTorchObs) -> HybridDistribution:
+        std = self.log_std.exp() * self.std_unit if self.stochastic_point else None
+        return HybridDistribution().proba_distribution(self.regime_logits(obs), self.candidates(obs), std)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        :return: packed actions ``(batch, 1 + n)``, values ``(batch, 1)`` and log-probabilities ``(batch,)``
+        """
+        distribution = self.get_distribution(obs)
+        actions = distribution.get_actions(deterministic=deterministic)
+        return actions, self.predict_values(obs), distribution.log_prob(actions)
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        :param actions: packed, shape ``(batch, 1 + n)``
+        :return: values ``(batch, 1)``, log-probabilities ``(batch,)`` and entropies ``(batch,)``
+        """
+        distribution = self.get_distribution(obs)
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+
+    def predict(  # type: ignore[override]
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[tuple[int, np.ndarray] | list[tuple[int, np.ndarray]], tuple[np.ndarray, ...] | None]:
+        """
+        As in SB3, with hybrid actions.
+
+        :return: one ``(x, b)`` for a single observation, a list of them for a batch, and the unchanged ``state``
+        """
+        self.set_training_mode(False)
+        obs, is_batch = self.obs_to_tensor(observation)
+        with torch.no_grad():
+            regimes, points = unpack(self._predict(obs, deterministic=deterministic).cpu())
+        _, box = split_hybrid_space(self.action_space)
+        clipped = np.clip(points.numpy(), box.low, box.high).astype(box.dtype)
+        actions = list(zip(regimes.tolist(), clipped, strict=True))
+        return (actions if is_batch else actions[0]), state
+
+
+class HybridMultiInputPolicy(HybridActorCriticPolicy):
+    """The same for Dict observations, with SB3's ``CombinedExtractor`` in front of each network."""
+
+    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any):
+        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+
+
+class DeterministicPointPolicy(HybridActorCriticPolicy):
+    """HPO's policy: b is the chosen candidate itself, without exploration noise."""
+
+    stochastic_point = False
+
+    def evaluate_actions(self, obs: PyTorchObs, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        # The point has no density, so the tower need not be evaluated.
+        distribution = torch.distributions.Categorical(logits=self.regime_logits(obs), validate_args=False)
+        return self.predict_values(obs), distribution.log_prob(unpack(actions).regime), distribution.entropy()

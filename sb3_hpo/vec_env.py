@@ -1,0 +1,230 @@
+"""Hybrid actions in SB3's vectorised environments."""
+
+import copy
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+
+from hybrid_envs.core import HybridEnv, StepResult, require_finite
+from hybrid_envs.spaces import HybridAction, split_hybrid_space, unpack
+from hybrid_envs.vector import HybridVectorEnv, to_numpy
+
+
+class HybridVecEnv(VecEnv):
+    """
+    SB3's view of a :class:`~hybrid_envs.vector.HybridVectorEnv`: all scenarios advance in one batched call.
+
+    Episode statistics are reported in ``info["episode"]``, as SB3's Monitor does.
+
+    :param env: the environment whose equations are simulated
+    :param num_envs: number of scenarios
+    """
+
+    def __init__(self, env: HybridEnv, num_envs: int):
+        self.simulator = HybridVectorEnv(env, num_envs)
+        self.result: StepResult | None = None
+        self._actions = HybridAction(torch.empty(0), torch.empty(0))
+        self._start = time.time()
+        self._returns = np.zeros(num_envs)
+        self._lengths = np.zeros(num_envs, dtype=int)
+        super().__init__(num_envs, env.observation_space, env.action_space)
+
+    def reset(self) -> VecEnvObs:
+        observation, _ = self.simulator.reset(seed=self._seeds[0])
+        self._reset_seeds()
+        self._reset_options()
+        self._returns[:], self._lengths[:] = 0.0, 0
+        return observation
+
+    def step_async(self, actions: Any) -> None:
+        """
+        :param actions: a list of ``(x, b)``, one per scenario, as ``predict`` returns it, checked against the action space;
+            or a batched :class:`HybridAction` of tensors, whose gradients then flow through the step
+        """
+        if isinstance(actions, HybridAction):
+            self._actions = actions
+            return
+        env = self.simulator.env
+        checked = [env.check_action(action) for action in actions]
+        self._actions = HybridAction(
+            torch.tensor([regime for regime, _ in checked], device=env.device),
+            torch.as_tensor(np.stack([point for _, point in checked]), dtype=env.dtype, device=env.device),
+        )
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """
+        The step's torch result, before any reset, is left in ``self.result``.
+
+        :raises FloatingPointError: if a state or cost is no longer finite
+        """
+        name, period = self.simulator.env.name, int(self.simulator.state.period.max())
+        self.result, done = self.simulator.advance(self._actions)
+        require_finite(name, "observation", self.result.observation, period)
+        require_finite(name, "reward", self.result.reward, period)
+        rewards, dones = to_numpy(self.result.reward), done.cpu().numpy()
+        self._returns += rewards
+        self._lengths += 1
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for row in np.flatnonzero(dones):
+            infos[row] = {
+                "terminal_observation": to_numpy(self.result.observation[row]),
+                "TimeLimit.truncated": bool(self.result.truncated[row]),
+                "episode": {
+                    "r": round(float(self._returns[row]), 6),
+                    "l": int(self._lengths[row]),
+                    "t": round(time.time() - self._start, 6),
+                },
+            }
+        self._returns[dones], self._lengths[dones] = 0.0, 0
+        return to_numpy(self.simulator.observation()), rewards, dones, infos
+
+    def close(self) -> None:
+        self.simulator.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [getattr(self.simulator.env, attr_name)] * len(self._indices(indices))
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        setattr(self.simulator.env, attr_name, value)
+
+    def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        method = getattr(self.simulator.env, method_name)
+        return [method(*method_args, **method_kwargs) for _ in self._indices(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
+        # It reports what a Monitor reports, so evaluate_policy may rely on its episode statistics.
+        return [wrapper_class is Monitor] * len(self._indices(indices))
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        return [None] * self.num_envs
+
+    def _indices(self, indices: None | int | Iterable[int]) -> Iterable[int]:
+        return list(self._get_indices(indices))
+
+
+class HybridActionWrapper(VecEnvWrapper):
+    """
+    Turns the packed actions of SB3's rollout, an array of shape ``(n_envs, 1 + n)``, into one ``(x, b)`` per environment,
+    with b clipped to the Box as SB3 does for Box actions. Other actions pass unchanged.
+
+    :param venv: any VecEnv whose action space is ``Tuple(Discrete, Box)``
+    """
+
+    def __init__(self, venv: VecEnv):
+        super().__init__(venv)
+        _, self.box = split_hybrid_space(venv.action_space)
+
+    def step_async(self, actions: Any) -> None:
+        if isinstance(actions, np.ndarray):
+            regimes, points = unpack(torch.from_numpy(actions))
+            clipped = np.clip(points.numpy(), self.box.low, self.box.high).astype(self.box.dtype)
+            actions = list(zip(regimes.tolist(), clipped, strict=True))
+        self.venv.step_async(actions)
+
+    def step_wait(self) -> VecEnvStepReturn:
+        return self.venv.step_wait()
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+
+class LiveView:
+    """
+    What HPO sees of the last step with gradients: the simulator's tensors, scaled as VecNormalize scales their numpy copies.
+
+    :param env: the algorithm's VecEnv, with a :class:`HybridVecEnv` at the bottom
+    """
+
+    def __init__(self, env: VecEnv):
+        base = env.unwrapped
+        assert isinstance(base, HybridVecEnv)
+        self.base = base
+        self.simulator = base.simulator
+        self.normalizer = unwrap_vec_normalize(env)
+
+    def observation(self) -> torch.Tensor:
+        """
+        :return: of the present states, shape ``(n_envs, d)``
+        """
+        observation = self.simulator.observation()
+        vec = self.normalizer
+        if vec is None or not vec.norm_obs:
+            return observation
+        mean = torch.as_tensor(vec.obs_rms.mean, device=observation.device)
+        std = torch.as_tensor(vec.obs_rms.var + vec.epsilon, device=observation.device).sqrt()
+        return ((observation - mean) / std).clamp(-vec.clip_obs, vec.clip_obs).to(observation.dtype)
+
+    def reward(self) -> torch.Tensor:
+        """
+        :return: of the last step, shape ``(n_envs,)``
+        """
+        assert self.base.result is not None
+        reward = self.base.result.reward
+        vec = self.normalizer
+        if vec is None or not vec.norm_reward:
+            return reward
+        return (reward / math.sqrt(vec.ret_rms.var + vec.epsilon)).clamp(-vec.clip_reward, vec.clip_reward)
+
+
+PLAIN_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, Monitor)
+PLAIN_VEC_WRAPPERS = (HybridActionWrapper, VecNormalize, VecMonitor)
+
+
+def simulated(env: GymEnv | str, n_scenarios: int) -> VecEnv:
+    """
+    Put a batched simulation in the place of an environment, or of the environments at the bottom of a VecEnv.
+
+    :param env: a HybridEnv, possibly in wrappers that change nothing; its id; or a VecEnv of such environments, possibly in
+        VecNormalize and VecMonitor
+    :param n_scenarios: how many scenarios to simulate, unless a VecEnv says how many
+    :raises TypeError: if the environment has no ``step_torch``
+    :raises ValueError: for a wrapper that changes observations, rewards or actions where gradients cannot follow
+    """
+    if isinstance(env, str):
+        env = gym.make(env)
+    if isinstance(env, HybridVecEnv):
+        return env
+    if isinstance(env, VecEnvWrapper):
+        if not isinstance(env, PLAIN_VEC_WRAPPERS):
+            raise ValueError(
+                f"HPO cannot differentiate through {type(env).__name__}; it knows VecNormalize and VecMonitor. "
+                "Write the change into the environment's step_torch."
+            )
+        wrapper = copy.copy(env)
+        wrapper.venv = simulated(env.venv, n_scenarios)
+        return wrapper
+    if isinstance(env, VecEnv):
+        instances = {repr(spec and spec.kwargs) for spec in env.get_attr("spec")}
+        if len(instances) > 1:
+            raise ValueError(f"HPO simulates one problem, but the VecEnv holds {len(instances)}: {'; '.join(sorted(instances))}")
+        n_scenarios = env.num_envs
+        # __enter__ returns the environment itself, with its wrappers, from a subprocess too.
+        (env,) = env.env_method("__enter__", indices=0)
+    return HybridVecEnv(_differentiable(env), n_scenarios)
+
+
+def _differentiable(env: Any) -> HybridEnv:
+    inner = env
+    while isinstance(inner, gym.Wrapper):
+        if not isinstance(inner, PLAIN_WRAPPERS):
+            raise ValueError(
+                f"HPO cannot differentiate through the wrapper {type(inner).__name__}. Write the change into the environment's "
+                "step_torch, or use HybridPPO."
+            )
+        inner = inner.env
+    if not isinstance(inner, HybridEnv):
+        raise TypeError(
+            f"HPO backpropagates through step_torch(), which {inner} does not have: it is not a hybrid_envs.HybridEnv. "
+            "Use HybridPPO, which needs no differentiable simulator."
+        )
+    return inner

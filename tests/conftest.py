@@ -1,0 +1,81 @@
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+from hybrid_envs import HybridAction, HybridEnv
+
+settings.register_profile("shared_cores", deadline=None)
+settings.load_profile("shared_cores")
+
+ENV_IDS = sorted(
+    env_id
+    for env_id, spec in gym.registry.items()
+    if isinstance(spec.entry_point, type) and issubclass(spec.entry_point, HybridEnv)
+)
+
+INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_IDS] + [
+    ("HybridInventory-v0", {"n_items": 1, "lead_time": 1}),
+    ("HybridInventory-v0", {"n_items": 3, "lead_time": 5, "lost_sales": True}),
+    ("HybridInventory-v0", {"n_items": 2, "demand": "normal", "horizon": 30}),
+    ("HybridInventory-v0", {"demand": np.random.default_rng(0).uniform(0, 20, (50, 40, 2)), "horizon": 40}),
+    ("HybridSwitchedLQR-v0", {"n_dims": 1, "n_modes": 1}),
+    ("HybridSwitchedLQR-v0", {"n_dims": 5, "n_modes": 3, "horizon": 7}),
+]
+
+
+def _label(instance: tuple[str, dict[str, Any]]) -> str:
+    env_id, kwargs = instance
+    return ",".join([env_id, *(f"{k}={'array' if isinstance(v, np.ndarray) else v}" for k, v in kwargs.items())])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_torch_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _registry_left_as_found() -> Iterator[None]:
+    before = dict(gym.registry)
+    yield
+    gym.registry.clear()
+    gym.registry.update(before)
+
+
+@pytest.fixture(params=ENV_IDS)
+def env_id(request: pytest.FixtureRequest) -> str:
+    """Every id that hybrid_envs registers."""
+    return request.param
+
+
+@pytest.fixture(params=INSTANCES, ids=_label)
+def instance(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """Every registered id with its defaults, and further instances that take other branches: (id, arguments)."""
+    return request.param
+
+
+@pytest.fixture
+def env(instance: tuple[str, dict[str, Any]]) -> HybridEnv:
+    """A fresh, unwrapped environment of every instance."""
+    env_id, kwargs = instance
+    return gym.make(env_id, **kwargs).unwrapped  # type: ignore[return-value]
+
+
+@pytest.fixture
+def draw_action() -> Callable[[HybridEnv, int, torch.Generator], HybridAction]:
+    """Draws regimes uniformly and points inside the bounds of each regime, at the environment's typical magnitude."""
+
+    def draw(env: HybridEnv, batch_size: int, generator: torch.Generator) -> HybridAction:
+        regime = torch.randint(env.n_regimes, (batch_size,), generator=generator)
+        low, high = torch.tensor(env.action_bounds, dtype=env.dtype)[regime].unbind(-1)
+        reach = torch.tensor(env.action_scale, dtype=env.dtype)
+        low_end = torch.where(low.isfinite(), low, torch.where(high.isfinite(), high - reach, -reach))
+        high_end = torch.where(high.isfinite(), high, torch.where(low.isfinite(), low + reach, reach))
+        share = torch.rand(batch_size, env.action_size, generator=generator, dtype=env.dtype)
+        return HybridAction(regime, low_end + share * (high_end - low_end))
+
+    return draw
