@@ -2,9 +2,8 @@
 
 import math
 from collections import defaultdict
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -25,6 +24,15 @@ from sb3_hpo.policies import DeterministicPointPolicy
 from sb3_hpo.vec_env import LiveView, simulated
 
 DEFAULT_ITERATIONS = 200
+DIAGNOSTICS_INTERVAL = 10
+"""Every so many iterations the cross term is measured on its own, at the price of a second backward pass."""
+
+
+class LiveRollout(NamedTuple):
+    """What the mixed gradient needs of a rollout; both with gradients, shape ``(n_steps, n_envs)``."""
+
+    rewards: torch.Tensor
+    log_probs: torch.Tensor
 
 
 class HPO(HybridPPO):
@@ -114,15 +122,54 @@ class HPO(HybridPPO):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self._live_rewards: list[torch.Tensor] = []
-        self._live_log_probs: list[torch.Tensor] = []
-        self._reward_scale = 1.0
-        self._grad_norms: dict[str, list[float]] = defaultdict(list)
+        self._live: LiveRollout | None = None
+        self._gradient_norms: dict[str, list[float]] = defaultdict(list)
         self.policy.optimizer.register_step_pre_hook(self._clip_gradients)
 
-    def collect_rollouts(self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int) -> bool:
+    def train(self) -> None:
         """
-        Simulate all scenarios with live gradients, and fill the buffer with what PPO needs of it.
+        Algorithm 2 of the paper, given the rollout: the continuous network takes one full-batch step along the mixed gradient;
+        then the discrete network and the value network take PPO epochs on minibatches of detached samples.
+        """
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        self._mixed_gradient_step()
+        super().train()
+        for name, norms in self._gradient_norms.items():
+            self.logger.record(f"train/grad_norm/{name}", np.mean(norms))
+        self._gradient_norms.clear()
+
+    def _mixed_gradient_step(self) -> None:
+        """One step of κ along Theorem 1's gradient: the pathwise term plus, through live states, the cross term."""
+        assert self._live is not None
+        advantages = torch.as_tensor(self.rollout_buffer.advantages, device=self.device)
+        scale = advantages.new_tensor(1.0)
+        if self.normalize_advantage:
+            advantages = advantages - advantages.mean()
+            scale = advantages.std() + 1e-8
+        # Both terms are divided by the same number: with different ones their sum would be the gradient of nothing.
+        pathwise = self.pathwise_weight * pathwise_loss(self._live.rewards) / scale
+        cross = score_loss(self._live.log_probs, advantages / scale)
+
+        kappa = list(self.policy.component("continuous").parameters())
+        self.policy.optimizer.zero_grad()
+        if not self.cross_term:
+            pathwise.backward(inputs=kappa)
+        elif self._iteration % DIAGNOSTICS_INTERVAL:
+            (pathwise + cross).backward(inputs=kappa)
+        else:  # the same gradient in two passes, to see the second term on its own
+            cross.backward(inputs=kappa, retain_graph=True)
+            self.logger.record("train/cross_term_norm", float(torch.nn.utils.clip_grad_norm_(kappa, math.inf)))
+            pathwise.backward(inputs=kappa)
+        self.policy.optimizer.step()
+        self._live = None  # frees the graph
+        self.logger.record("train/pathwise_loss", pathwise.item())
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        """
+        Simulate all scenarios with live gradients, and fill the buffer with what PPO needs of them.
 
         :return: whether training goes on; ``False`` if the callback stopped it
         """
@@ -132,90 +179,73 @@ class HPO(HybridPPO):
         callback.on_rollout_start()
         view = LiveView(env)
         view.simulator.detach()
-        self._live_rewards, self._live_log_probs = [], []
-        bootstrap = np.zeros((n_rollout_steps, env.num_envs), dtype=np.float32)
+        live_rewards, live_log_probs = [], []
+        final_values = np.zeros((n_rollout_steps, env.num_envs), dtype=np.float32)
 
         for step in range(n_rollout_steps):
             obs = view.observation()
-            regimes = torch.distributions.Categorical(
-                logits=self.policy.regime_logits(obs if self.cross_term else obs.detach()), validate_args=False
-            )
+            logits = self.policy.regime_logits(obs if self.cross_term else obs.detach())
+            regimes = torch.distributions.Categorical(logits=logits, validate_args=False)
             x = regimes.sample()
             b = choose(self.policy.candidates(obs), x)
-            new_obs, rewards, dones, infos = env.step(HybridAction(x, b))
-            view.simulator.discount_gradient(self.gamma)
             log_prob = regimes.log_prob(x)
-            self._live_rewards.append(view.reward())
-            self._live_log_probs.append(log_prob)
+            new_obs, rewards, dones, infos = env.step(HybridAction(x, b))  # type: ignore[arg-type]
+            view.simulator.discount_gradient(self.gamma)
+            live_rewards.append(view.reward())
+            live_log_probs.append(log_prob)
 
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
             self._update_info_buffer(infos, dones)
-
-            with torch.no_grad():
-                values = self.policy.predict_values(obs)
-                truncated = [i for i in np.flatnonzero(dones) if infos[i]["TimeLimit.truncated"]]
-                if truncated:
-                    final = np.stack([infos[i]["terminal_observation"] for i in truncated])
-                    bootstrap[step, truncated] = (
-                        self.gamma * self.policy.predict_values(obs_as_tensor(final, self.device)).flatten().cpu().numpy()
-                    )
+            truncated = [i for i in np.flatnonzero(dones) if infos[i]["TimeLimit.truncated"]]
+            if truncated:
+                final_values[step, truncated] = self._values(np.stack([infos[i]["terminal_observation"] for i in truncated]))
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
                 pack(x, b.detach()).cpu().numpy(),
                 rewards,
                 self._last_episode_starts,  # type: ignore[arg-type]
-                values,
+                torch.as_tensor(self._values(self._last_obs)),
                 log_prob.detach(),
             )
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
-        if self.normalize_reward:
-            self._reward_scale = float(rollout_buffer.rewards.std()) + 1e-8
-        rollout_buffer.rewards = rollout_buffer.rewards / self._reward_scale + bootstrap
-        with torch.no_grad():
-            last_values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
-        rollout_buffer.compute_returns_and_advantage(last_values=last_values, dones=dones)
-        self.policy.components["value"].rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
+        scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
+        self._live = LiveRollout(torch.stack(live_rewards) / scale, torch.stack(live_log_probs))
+        rollout_buffer.rewards = rollout_buffer.rewards / scale + self.gamma * final_values
+        rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
+        self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def train(self) -> None:
-        """One full-batch step of the continuous network along the mixed gradient, then PPO epochs for the other two."""
-        self._grad_norms.clear()
-        self.policy.set_training_mode(True)
-        self._update_learning_rate(self.policy.optimizer)
+    def _values(self, observations: Any) -> np.ndarray:
+        """
+        :return: v of a batch of numpy observations, shape ``(batch,)``
+        """
+        with torch.no_grad():
+            return self.policy.predict_values(obs_as_tensor(observations, self.device)).flatten().cpu().numpy()
 
-        rewards = torch.stack(self._live_rewards) / self._reward_scale
-        log_probs = torch.stack(self._live_log_probs)
-        advantages = torch.as_tensor(self.rollout_buffer.advantages, device=self.device)
-        scale = advantages.std() + 1e-8 if self.normalize_advantage else 1.0
-        center = advantages.mean() if self.normalize_advantage else 0.0
-        # Both terms are divided by the same number, or their sum would be no gradient of anything.
-        pathwise = self.pathwise_weight * pathwise_loss(rewards) / scale
-        score = score_loss(log_probs, (advantages - center) / scale)
-
-        kappa = list(self.policy.components["continuous"].parameters())
-        self.policy.optimizer.zero_grad()
-        loss = pathwise + score if self.cross_term else pathwise
-        loss.backward(inputs=kappa)
-        self.policy.optimizer.step()
-
-        self.logger.record("train/pathwise_loss", pathwise.item())
-        super().train()
-        for name, norms in self._grad_norms.items():
-            self.logger.record(f"train/grad_norm/{name}", np.mean(norms))
+    @property
+    def _iteration(self) -> int:
+        return self.num_timesteps // (self.n_steps * self.n_envs)
 
     def _clip_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Before every optimizer step: clip each network's gradient on its own."""
         for group in optimizer.param_groups:
-            gradients = [p for p in group["params"] if p.grad is not None]
-            if gradients:
-                norm = torch.nn.utils.clip_grad_norm_(gradients, self.component_max_grad_norm)
-                self._grad_norms[group["name"]].append(float(norm))
+            norm = float(torch.nn.utils.clip_grad_norm_(group["params"], self.component_max_grad_norm))
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"the gradient of the {group['name']} network has norm {norm} at {self.num_timesteps} steps"
+                )
+            if norm > 0:
+                self._gradient_norms[group["name"]].append(norm)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_live", "_gradient_norms"]
 
     def _update_learning_rate(self, optimizers: Any) -> None:
         super()._update_learning_rate(optimizers)
@@ -245,7 +275,7 @@ class HPO(HybridPPO):
         super().set_env(simulated(env, self.n_envs), force_reset)
 
     @classmethod
-    def load(cls, path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
+    def load(cls, path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
         if env is not None and not isinstance(env, VecEnv):
             data, _, _ = load_from_zip_file(path)
             assert data is not None

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class Tower(nn.Module):
         self.one_sided: torch.Tensor
         self.register_buffer("base", torch.where(has_low, low, torch.where(has_high, high, 0.0)))
         slope = torch.where(interval, high - low, torch.where(has_high & ~has_low, -spread, spread))
+        over = interval & (low + slope > high)  # low + (high - low) may round to the next number above high
+        slope = torch.where(over, slope.nextafter(torch.zeros_like(slope)), slope)
         self.register_buffer("slope", slope.contiguous())
         self.register_buffer("interval", interval)
         self.register_buffer("one_sided", one_sided)
@@ -115,14 +117,15 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
     :param action_bounds: per-regime bounds, shape ``(J, n, 2)``; the Box's for every regime unless given
     :param action_scale: typical magnitude of b, shape ``(n,)``; 1 unless given
     :param net_arch: hidden layers of every network, or a dict with ``discrete``, ``continuous`` and ``value``
-    :param linear_path: the networks that have a linear path from features to output beside their hidden layers; base-stock
-        levels and linear-quadratic control are linear in the state
+    :param linear_path: the networks that have a linear path from features to output beside their hidden layers; none unless
+        given, in HPO's policy the continuous one
     :param log_std_init: initial logarithm of the standard deviation of b
     :param kwargs: SB3's ``ActorCriticPolicy`` arguments
     :raises ValueError: for network names other than these three
     """
 
     stochastic_point = True
+    default_linear_path: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         action_bounds: np.ndarray | None = None,
         action_scale: np.ndarray | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
-        linear_path: Sequence[str] = ("continuous",),
+        linear_path: Sequence[str] | None = None,
         log_std_init: float = 0.0,
         **kwargs: Any,
     ):
@@ -144,6 +147,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         net_arch = [512, 512] if net_arch is None else net_arch
         if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
             raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
+        linear_path = self.default_linear_path if linear_path is None else linear_path
         if not set(linear_path) <= set(COMPONENTS):
             raise ValueError(f"linear_path must name some of {COMPONENTS}, got {tuple(linear_path)}")
         self.linear_path = tuple(linear_path)
@@ -169,6 +173,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
                     self.init_weights(layer, gain=gains[name])
             self.components[name] = component
         self.tower = Tower(self.action_bounds, self.action_scale)
+        self.std_unit: torch.Tensor
         if self.stochastic_point:
             self.log_std = nn.Parameter(torch.full((action_size,), self.log_std_init))
             self.register_buffer("std_unit", torch.as_tensor(self.action_scale))
@@ -189,8 +194,14 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
     # ---- the three functions of the state ----------------------------------------------------------------------------
 
+    def component(self, name: str) -> Component:
+        """
+        :param name: one of :data:`COMPONENTS`
+        """
+        return cast(Component, self.components[name])
+
     def _evaluate(self, name: str, obs: PyTorchObs) -> torch.Tensor:
-        component = self.components[name]
+        component = self.component(name)
         return component(super(ActorCriticPolicy, self).extract_features(obs, component.extractor))
 
     def regime_logits(self, obs: PyTorchObs) -> torch.Tensor:
@@ -266,6 +277,9 @@ class DeterministicPointPolicy(HybridActorCriticPolicy):
     """HPO's policy: b is the chosen candidate itself, without exploration noise."""
 
     stochastic_point = False
+    # Base-stock levels and linear-quadratic control are linear in the state. Exploration noise, too, would pass along a
+    # linear path undamped, so that the Gaussian policy has none.
+    default_linear_path = ("continuous",)
 
     def evaluate_actions(self, obs: PyTorchObs, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # The point has no density, so the tower need not be evaluated.

@@ -1,6 +1,5 @@
 """Hybrid actions in SB3's vectorised environments."""
 
-import copy
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
@@ -67,7 +67,7 @@ class HybridVecEnv(VecEnv):
 
         :raises FloatingPointError: if a state or cost is no longer finite
         """
-        name, period = self.simulator.env.name, int(self.simulator.state.period.max())
+        name, period = self.simulator.env.name, self.simulator.state.period
         self.result, done = self.simulator.advance(self._actions)
         require_finite(name, "observation", self.result.observation, period)
         require_finite(name, "reward", self.result.reward, period)
@@ -108,7 +108,7 @@ class HybridVecEnv(VecEnv):
     def get_images(self) -> Sequence[np.ndarray | None]:
         return [None] * self.num_envs
 
-    def _indices(self, indices: None | int | Iterable[int]) -> Iterable[int]:
+    def _indices(self, indices: int | Iterable[int] | None) -> list[int]:
         return list(self._get_indices(indices))
 
 
@@ -160,6 +160,7 @@ class LiveView:
         vec = self.normalizer
         if vec is None or not vec.norm_obs:
             return observation
+        assert isinstance(vec.obs_rms, RunningMeanStd)
         mean = torch.as_tensor(vec.obs_rms.mean, device=observation.device)
         std = torch.as_tensor(vec.obs_rms.var + vec.epsilon, device=observation.device).sqrt()
         return ((observation - mean) / std).clamp(-vec.clip_obs, vec.clip_obs).to(observation.dtype)
@@ -200,13 +201,19 @@ def simulated(env: GymEnv | str, n_scenarios: int) -> VecEnv:
                 f"HPO cannot differentiate through {type(env).__name__}; it knows VecNormalize and VecMonitor. "
                 "Write the change into the environment's step_torch."
             )
-        wrapper = copy.copy(env)
-        wrapper.venv = simulated(env.venv, n_scenarios)
+        inner = simulated(env.venv, n_scenarios)
+        if inner is env.venv:
+            return env
+        # A wrapper of its own for the simulation, sharing the statistics of the given one (copy.copy would recurse here).
+        wrapper = object.__new__(type(env))
+        vars(wrapper).update(vars(env) | {"venv": inner})
         return wrapper
     if isinstance(env, VecEnv):
         instances = {repr(spec and spec.kwargs) for spec in env.get_attr("spec")}
         if len(instances) > 1:
-            raise ValueError(f"HPO simulates one problem, but the VecEnv holds {len(instances)}: {'; '.join(sorted(instances))}")
+            raise ValueError(
+                f"HPO simulates one problem, but the VecEnv holds {len(instances)}: {'; '.join(sorted(instances))}"
+            )
         n_scenarios = env.num_envs
         # __enter__ returns the environment itself, with its wrappers, from a subprocess too.
         (env,) = env.env_method("__enter__", indices=0)
@@ -218,8 +225,8 @@ def _differentiable(env: Any) -> HybridEnv:
     while isinstance(inner, gym.Wrapper):
         if not isinstance(inner, PLAIN_WRAPPERS):
             raise ValueError(
-                f"HPO cannot differentiate through the wrapper {type(inner).__name__}. Write the change into the environment's "
-                "step_torch, or use HybridPPO."
+                f"HPO cannot differentiate through the wrapper {type(inner).__name__}. Write the change into the "
+                "environment's step_torch, or use HybridPPO."
             )
         inner = inner.env
     if not isinstance(inner, HybridEnv):

@@ -9,7 +9,8 @@ from hybrid_envs.solvers.inventory import (
     best_classical,
     lower_bound,
 )
-from hybrid_envs.solvers.lqr import SingleMode, riccati
+from hybrid_envs.solvers.lqr import SingleMode, SwitchedRiccati, riccati
+from hybrid_envs.solvers.lqr_bound import dual_lower_bound
 
 __all__ = [
     "CanOrder",
@@ -18,8 +19,10 @@ __all__ = [
     "ReferencePolicy",
     "SingleItemSS",
     "SingleMode",
+    "SwitchedRiccati",
     "TotalDemandTrigger",
     "best_classical",
+    "dual_lower_bound",
     "evaluate",
     "lower_bound",
     "riccati",

@@ -12,7 +12,7 @@ from hybrid_envs.inventory import HybridInventoryEnv
 from hybrid_envs.solvers.base import ReferencePolicy, evaluate
 from hybrid_envs.solvers.single_item import single_items
 
-SIMULATED_CYCLES = 2**17  # over all items
+SIMULATED_CYCLES = 2**16  # over all items
 SPLIT_STEPS = 64  # of the fixed cost, per item, in the lower bound
 
 
@@ -145,10 +145,10 @@ class TotalDemandTrigger(OrderUpTo):
         _require(env, type(self).__name__)
         super().__init__(env, order_up_to)
         self.threshold = float(check_array("threshold", threshold, (), above=0.0))
-        self.weights = check_array("weights", weights, (env.n_items,), at_least=0.0)
+        self.weights = check_array("weights", weights, (env.n_items,), above=0.0)
 
     def due(self, position: np.ndarray, period: np.ndarray) -> np.ndarray:
-        return (self.order_up_to - position) @ self.weights >= self.threshold
+        return np.greater_equal((self.order_up_to - position) @ self.weights, self.threshold)
 
     @classmethod
     def best(cls, env: HybridInventoryEnv, weights: float | np.ndarray = 1.0, seed: int = 0) -> "TotalDemandTrigger":
@@ -159,12 +159,12 @@ class TotalDemandTrigger(OrderUpTo):
         :param seed: of the cycles
         :raises ValueError: for lost sales, and for items that cost nothing to hold and to lack
         """
-        weights = check_array("weights", weights, (env.n_items,), at_least=0.0)
+        weights = check_array("weights", weights, (env.n_items,), above=0.0)
         fit, test, review_period = _fit_and_test(env, cls.__name__, seed)
         scale = review_period * env.params.mean_demand @ weights
 
         def running(cycles: Cycles, threshold: float) -> np.ndarray:
-            return cycles.since_order @ weights < threshold
+            return np.less(cycles.since_order @ weights, threshold)
 
         threshold = _minimise(lambda theta: fit.cost(running(fit, theta))[0], 0.5 * scale, 1.5 * scale)
         policy = cls(env, threshold, fit.levels(running(fit, threshold)), weights)
@@ -194,7 +194,7 @@ class CanOrder(OrderUpTo):
         self.can_order = check_array("can_order", can_order, (env.n_items,))
 
     def due(self, position: np.ndarray, period: np.ndarray) -> np.ndarray:
-        return (position <= self.reorder_point).any(axis=1)
+        return np.any(position <= self.reorder_point, axis=1)
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         regimes, quantities = super().act(observation, period)
@@ -211,20 +211,19 @@ class CanOrder(OrderUpTo):
         :raises ValueError: for lost sales, and for items that cost nothing to hold and to lack
         """
         fit, test, review_period = _fit_and_test(env, cls.__name__, seed)
-        mean, std = fit.since_order[review_period].mean(axis=0), fit.since_order[review_period].std(axis=0)
+        ratio = review_period / (env.params.lead_time + 1)  # exposure[0] is the demand of lead_time + 1 periods
+        mean, std = ratio * fit.exposure[0].mean(axis=0), np.sqrt(ratio) * fit.exposure[0].std(axis=0)
 
         def running(cycles: Cycles, quantities: np.ndarray) -> np.ndarray:
-            return (cycles.since_order < quantities).all(axis=2)
+            return np.all(cycles.since_order < quantities, axis=2)
 
-        candidates = []
-        for safety in range(4):
-            multiple = _minimise(lambda m: fit.cost(running(fit, m * mean + safety * std))[0], 0.5, 1.5)
-            quantities = multiple * mean + safety * std
-            candidates.append((fit.cost(running(fit, quantities))[0], safety, quantities))
-        *_, quantities = min(candidates, key=lambda candidate: candidate[:2])
-        levels = fit.levels(running(fit, quantities))
-        policy = cls(env, levels - quantities, levels, levels)
-        policy.cost, policy.half_width = test.cost(running(test, quantities), levels)
+        def quantities(safety: float) -> np.ndarray:
+            return safety * std + mean * _minimise(lambda m: fit.cost(running(fit, m * mean + safety * std))[0], 0.5, 1.5)
+
+        best = min((quantities(safety) for safety in range(4)), key=lambda q: fit.cost(running(fit, q))[0])
+        levels = fit.levels(running(fit, best))
+        policy = cls(env, levels - best, levels, levels)
+        policy.cost, policy.half_width = test.cost(running(test, best), levels)
         return policy
 
 
@@ -251,10 +250,10 @@ def lower_bound(env: HybridInventoryEnv) -> float:
     """
     A bound that no policy's long-run cost per item and period falls below, whatever it orders and observes.
 
-    Split K into k_i >= 0. A joint policy orders at least as often as it orders item i, so it costs at least Σ_i c_i(k_i), where
-    c_i(k) is the optimal cost of item i alone under fixed cost k. The c_i are concave, so that giving K out in small parts by
-    marginal value finds the best split. A policy that stops ordering before the end of an episode can cost less than the
-    long-run bound in the episode's last periods.
+    Split K into k_i >= 0. A joint policy orders at least as often as it orders item i, so it costs at least Σ_i c_i(k_i),
+    where c_i(k) is the optimal cost of item i alone under fixed cost k. The c_i are concave, so that giving K out in small
+    parts by marginal value finds the best split. A policy that stops ordering before the end of an episode can cost less than
+    the long-run bound in the episode's last periods.
 
     :raises ValueError: for lost sales, demand data, and costs h or u of 0
     """
@@ -269,8 +268,8 @@ def lower_bound(env: HybridInventoryEnv) -> float:
 class Cycles:
     """
     Simulated order cycles: each starts with an order that raises all inventory positions to S, and ends with the next one.
-    When to end is a function of the demand since the order, so cycles are alike and a rule's long-run cost is its expected cost
-    per cycle over the expected length of the cycle (renewal reward).
+    When to end is a function of the demand since the order, so cycles are alike, and a rule's long-run cost is its expected
+    cost per cycle over the expected length of the cycle (renewal reward).
 
     :param env: the problem, with backlog
     :param max_length: periods after which a cycle ends anyway
@@ -368,7 +367,7 @@ def _fit_and_test(env: HybridInventoryEnv, who: str, seed: int) -> tuple[Cycles,
 def _minimise(cost: Callable[[float], float], low: float, high: float) -> float:
     """The minimiser of a step function, unimodal but for its steps, by successively finer grids."""
     for _ in range(3):
-        grid = np.linspace(low, high, 21)
+        grid = np.linspace(low, high, 13)
         best = grid[int(np.argmin([cost(x) for x in grid]))]
         low, high = best - (grid[1] - grid[0]), best + (grid[1] - grid[0])
     return float(best)

@@ -1,7 +1,5 @@
 """Switched linear-quadratic regulation: Riccati controllers of one mode and of switched modes."""
 
-from abc import abstractmethod
-
 import numpy as np
 
 from hybrid_envs.core import check_array, check_count
@@ -30,9 +28,7 @@ def riccati(A: np.ndarray, B: np.ndarray, Q: np.ndarray, R: np.ndarray, horizon:
     return np.stack(values[::-1]), np.stack(gains[::-1])
 
 
-def backup(
-    P: np.ndarray, A: np.ndarray, B: np.ndarray, Q: np.ndarray, R: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def backup(P: np.ndarray, A: np.ndarray, B: np.ndarray, Q: np.ndarray, R: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
     One step of the Riccati recursion.
 
@@ -133,7 +129,10 @@ class SwitchedRiccati(RiccatiPolicy):
         seed: int = 0,
     ):
         super().__init__(env)
-        self.max_matrices, self.slack = check_count("max_matrices", max_matrices), float(check_array("slack", slack, (), at_least=0.0))
+        self.max_matrices, self.slack = (
+            check_count("max_matrices", max_matrices),
+            float(check_array("slack", slack, (), at_least=0.0)),
+        )
         rng = np.random.default_rng(seed)
         shape = (check_count("n_starts", n_starts), env.n_dims)
         starts = rng.uniform(-env.start_limit, env.start_limit, shape)

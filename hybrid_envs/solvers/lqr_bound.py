@@ -24,14 +24,14 @@ def dual_lower_bound(
     With multipliers μ_t of s_t = A s_{t-1} + B_j u_{t-1}, t = 1..T-1, and μ_T = 0, the least of the Lagrangian over all states
     s_1..s_{T-1}, controls and modes is
 
-        g(μ) = s_0'Qs_0 + μ_1'A s_0 - ¼ Σ_{t=1}^{T-1} (A'μ_{t+1} - μ_t)'Q⁻¹(A'μ_{t+1} - μ_t) - ¼ Σ_{t=1}^{T-1} max_j μ_t'B_jR⁻¹B_j'μ_t
+        g(μ) = s_0'Qs_0 + μ_1'A s_0 - ¼ Σ_t (A'μ_{t+1} - μ_t)'Q⁻¹(A'μ_{t+1} - μ_t) - ¼ Σ_t max_j μ_t'B_jR⁻¹B_j'μ_t,  t = 1..T-1
 
-    (the last control is 0, for it moves only s_T, which costs nothing). By weak duality g(μ) is at most the optimal cost for any
-    μ, so the bound holds however far its maximisation got. g is concave; what it gives away lies in the maximum over modes.
-    That is recovered by enumerating modes: for a fixed prefix of modes the maxima of its periods fall away, and the least
+    (the last control is 0, for it moves only s_T, which costs nothing). By weak duality g(μ) is at most the optimal cost for
+    any μ, so the bound holds however far its maximisation got. g is concave; what it gives away lies in the maximum over
+    modes. That is recovered by enumerating modes: a prefix of fixed modes removes the maximum from its periods, and the least
     bound over all prefixes bounds the optimum.
 
-    A trajectory that reaches the clamp of the state costs at least λ_min(Q) · 100², so the bound is cut off there.
+    A trajectory that meets the clamp of the state costs at least s_0'Qs_0 + λ_min(Q) · 100², so the bound is cut off there.
 
     :param env: the problem, with Q positive definite
     :param starts: s_0, shape ``(n_starts, p)``
@@ -54,17 +54,21 @@ def dual_lower_bound(
     dual = _Dual(env, torch.from_numpy(starts))
     rows = torch.arange(len(starts))  # the start of each row
     prefixes = torch.empty((len(starts), 0), dtype=torch.int64)
-    multipliers, bounds = dual.maximise(rows, prefixes, torch.zeros(len(starts), horizon - 1, env.n_dims, dtype=torch.float64))
-    closed = torch.full((len(starts),), torch.inf, dtype=torch.float64)  # least bound of the prefixes not extended
-    for _ in range(first_modes):
-        extend = bounds < good_enough[rows]
-        closed = closed.scatter_reduce(0, rows[~extend], bounds[~extend], "amin")
-        rows, prefixes, multipliers = (part[extend].repeat_interleave(n_modes, dim=0) for part in (rows, prefixes, multipliers))
-        modes = torch.arange(n_modes).repeat(int(extend.sum()))
-        prefixes = torch.cat([prefixes, modes[:, None]], dim=1)
-        multipliers, bounds = dual.maximise(rows, prefixes, multipliers)
+    multipliers = torch.zeros(len(starts), horizon - 1, env.n_dims, dtype=torch.float64)
+    multipliers, bounds = dual.maximise(rows, prefixes, multipliers, SMOOTHING[0])
+    closed = torch.full((len(starts),), torch.inf, dtype=torch.float64)  # least bound of the prefixes not pursued further
+    for depth in range(first_modes + len(SMOOTHING) - 1):  # prefixes grow at the coarsest smoothing; the longest are polished
+        pursued = bounds < good_enough[rows]
+        closed = closed.scatter_reduce(0, rows[~pursued], bounds[~pursued], "amin")
+        rows, prefixes, multipliers = rows[pursued], prefixes[pursued], multipliers[pursued]
+        smoothing = SMOOTHING[max(0, depth - first_modes + 1)]
+        if depth < first_modes:
+            modes = torch.arange(n_modes).repeat(len(rows))
+            rows, prefixes, multipliers = (part.repeat_interleave(n_modes, dim=0) for part in (rows, prefixes, multipliers))
+            prefixes = torch.cat([prefixes, modes[:, None]], dim=1)
+        multipliers, bounds = dual.maximise(rows, prefixes, multipliers, smoothing)
     closed = closed.scatter_reduce(0, rows, bounds, "amin")
-    return closed.clamp(max=state_price * STATE_LIMIT**2).numpy()
+    return torch.minimum(closed, dual.offset + state_price * STATE_LIMIT**2).numpy()
 
 
 class _Dual:
@@ -74,7 +78,9 @@ class _Dual:
         params = env.params
         self.n_modes, self.horizon = env.n_regimes, env.horizon
         self.A = torch.from_numpy(params.A)
-        self.state_root = torch.from_numpy(np.linalg.inv(np.linalg.cholesky(params.Q)).T.copy())  # X'X = Q⁻¹ for X its transpose
+        self.state_root = torch.from_numpy(
+            np.linalg.inv(np.linalg.cholesky(params.Q)).T.copy()
+        )  # X'X = Q⁻¹ for X its transpose
         control_root = np.linalg.inv(np.linalg.cholesky(params.R))
         self.mode_roots = torch.from_numpy(np.concatenate([B @ control_root.T for B in params.B], axis=1))  # (p, J·p)
         self.offset = ((starts @ torch.from_numpy(params.Q)) * starts).sum(dim=1)
@@ -93,29 +99,36 @@ class _Dual:
         return self.offset[rows] + (mu[:, 0] * self.first[rows]).sum(dim=1) - state_part / 4 - most.sum(dim=1) / 4
 
     def maximise(
-        self, rows: torch.Tensor, prefixes: torch.Tensor, mu: torch.Tensor
+        self, rows: torch.Tensor, prefixes: torch.Tensor, mu: torch.Tensor, smoothing: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        :param mu: where to start
+        :param rows: the start of each row
+        :param prefixes: the first modes of each row, shape ``(rows, depth)``
+        :param mu: where to start from
+        :param smoothing: relative to the mean cost of the starts' first period
         :return: the multipliers found and their bounds, shape ``(rows,)``
         """
-        parts = [self._ascend(*part) for part in zip(*(x.split(MAX_ROWS) for x in (rows, prefixes, mu)), strict=True)]
+        if not len(rows):
+            return mu, self.offset[rows]
+        split = zip(rows.split(MAX_ROWS), prefixes.split(MAX_ROWS), mu.split(MAX_ROWS), strict=True)
+        parts = [self._ascend(part_rows, part_prefixes, part, smoothing) for part_rows, part_prefixes, part in split]
         multipliers, bounds = zip(*parts, strict=True)
         return torch.cat(multipliers), torch.cat(bounds)
 
-    def _ascend(self, rows: torch.Tensor, prefixes: torch.Tensor, mu: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _ascend(
+        self, rows: torch.Tensor, prefixes: torch.Tensor, mu: torch.Tensor, smoothing: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         excluded = torch.zeros(len(rows), self.horizon - 1, self.n_modes, dtype=torch.bool)
         excluded[:, : prefixes.shape[1]] = torch.nn.functional.one_hot(prefixes, self.n_modes) == 0
         mu = mu.clone().requires_grad_()
-        for smoothing in SMOOTHING:
-            optimizer = torch.optim.LBFGS([mu], max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS([mu], max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe")
 
-            def loss() -> torch.Tensor:
-                optimizer.zero_grad()
-                total = -self.value(rows, excluded, mu, smoothing * self.scale).sum()  # noqa: B023
-                total.backward()
-                return total
+        def loss() -> torch.Tensor:
+            optimizer.zero_grad()
+            total = -self.value(rows, excluded, mu, smoothing * self.scale).sum()
+            total.backward()
+            return total
 
-            optimizer.step(loss)
+        optimizer.step(loss)
         with torch.no_grad():
             return mu.detach(), self.value(rows, excluded, mu, 0.0)

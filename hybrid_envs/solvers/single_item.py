@@ -56,7 +56,7 @@ class SingleItem:
         :return: the best order-up-to level in lattice units, and its cost per period without any fixed cost
         """
         totals = [self.demand_over(self.lead_time + k) for k in range(1, review_period + 1)]
-        mixture = sum(np.pad(total, (0, len(totals[-1]) - len(total))) for total in totals) / review_period
+        mixture = np.mean([np.pad(total, (0, len(totals[-1]) - len(total))) for total in totals], axis=0)
         ratio = self.underage_cost / (self.holding_cost + self.underage_cost)
         level = int(np.searchsorted(np.cumsum(mixture), min(ratio, 1 - TAIL)))
         return level, float(self.period_cost(mixture, level))
@@ -70,9 +70,8 @@ class SingleItem:
         # The optimum of cost c has G(s+1) <= c and G(S) <= c, G the expected cost of the period a lead time ahead
         # (Zheng and Federgruen 1991, Lemma 1), so positions with G above the cost of any policy are out.
         bound, review_period = math.inf, 1
-        while max_fixed_cost / review_period + (running := self.periodic(review_period)[1]) < bound:
-            bound = max_fixed_cost / review_period + running
-            review_period += 1
+        while (cost := max_fixed_cost / review_period + self.periodic(review_period)[1]) < bound:
+            bound, review_period = cost, review_period + 1
         exposure = self.demand_over(self.lead_time + 1)
         mean = exposure @ np.arange(len(exposure))
         low = math.floor(mean - bound / (self.underage_cost * self.step))  # G(y) >= u (E D - y) and >= h (y - E D)
@@ -92,11 +91,11 @@ class SingleItem:
         lengths = np.cumsum(visits)  # of the cycle, by S - s = 1..n
 
         running, levels = np.empty(n), np.empty(n, dtype=np.int64)
-        total = np.zeros(n)
-        for j in range(n):  # S - s = j + 1; total[i] belongs to S = positions[j + i]
-            total = total[j > 0 :] + visits[j] * costs[: n - j]
-            best = int(np.argmin(total))
-            running[j], levels[j] = total[best] / lengths[j], positions[j + best]
+        per_cycle = np.zeros(n + 1)
+        for j in range(n):  # S - s = j + 1; per_cycle[i] belongs to S = positions[j + i]
+            per_cycle = per_cycle[1:] + visits[j] * costs[: n - j]
+            best = int(np.argmin(per_cycle))
+            running[j], levels[j] = per_cycle[best] / lengths[j], positions[j + best]
         return ReorderCosts(1 / lengths, running, levels, max_fixed_cost)
 
 

@@ -110,6 +110,15 @@ def test_regime_zero_orders_nothing_and_regime_one_any_amount():
     assert bounds.tolist() == [[[0.0, 0.0]] * 2, [[0.0, np.inf]] * 2]
 
 
+def test_the_action_scale_is_wilsons_lot_size():
+    # √(2·25·10/1) = √(2·25·20/2) = √500, the fixed cost of 50 shared by two items
+    np.testing.assert_allclose(HybridInventoryEnv(**TWO_ITEMS).action_scale, [500**0.5, 500**0.5], rtol=1e-6)
+
+
+def test_the_action_scale_is_no_less_than_a_periods_demand():
+    assert HybridInventoryEnv(1, mean_demand=10.0, fixed_cost=0.0).action_scale.tolist() == [10.0]
+
+
 def test_the_figure_of_merit_is_the_mean_cost_per_item_after_sixteen_periods():
     costs = torch.full((100, 2), 1000.0)
     costs[16:, 0], costs[16:, 1] = 20.0, 30.0

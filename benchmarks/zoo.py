@@ -1,0 +1,105 @@
+"""Training from a zoo config: what the demo and the published figures share."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import yaml
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+import hybrid_envs  # noqa: F401  registers the environments
+from hybrid_envs.core import HybridEnv
+from hybrid_envs.solvers import evaluate
+from sb3_hpo import HPO, HybridPPO
+from sb3_hpo.vec_env import simulated
+
+ALGORITHMS: dict[str, type[HybridPPO]] = {"hpo": HPO, "hybrid_ppo": HybridPPO}
+CONFIGS = Path(__file__).resolve().parent.parent / "zoo_configs"
+EVALUATION_SEED = 10_000
+"""Seed of the evaluation scenarios: the same for every algorithm, used in no training."""
+
+
+def read_config(algo: str, env_id: str, folder: Path = CONFIGS) -> dict[str, Any]:
+    """
+    :return: the hyperparameters of an environment in ``zoo_configs/{algo}.yml``, its ``default`` where it has none
+    """
+    with open(folder / f"{algo}.yml", encoding="utf-8") as file:
+        config = yaml.safe_load(file)
+    return dict(config.get(env_id, config["default"]))
+
+
+@dataclass
+class Run:
+    """One training run: the model, its VecEnv, and how many environment steps the config asks for."""
+
+    model: HybridPPO
+    env: HybridEnv
+    venv: VecEnv
+    n_timesteps: int
+    iteration_steps: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.iteration_steps = self.model.n_steps * self.model.n_envs
+
+
+def make_run(algo: str, env_id: str, env_kwargs: dict[str, Any], seed: int, **overrides: Any) -> Run:
+    """
+    Build a run from its zoo config.
+
+    :param algo: a key of :data:`ALGORITHMS`
+    :param env_kwargs: arguments of the environment
+    :param overrides: hyperparameters that replace the config's, or further constructor arguments
+    """
+    hyperparams = read_config(algo, env_id) | overrides
+    n_timesteps, normalize = int(hyperparams.pop("n_timesteps")), hyperparams.pop("normalize", None)
+    env = gym.make(env_id, **env_kwargs)
+    venv = simulated(env, hyperparams.pop("n_envs"))
+    if normalize:
+        venv = VecNormalize(venv, gamma=hyperparams.get("gamma", 0.99), **normalize)
+    model = ALGORITHMS[algo](env=venv, seed=seed, **hyperparams)
+    unwrapped = env.unwrapped
+    assert isinstance(unwrapped, HybridEnv)
+    return Run(model, unwrapped, venv, n_timesteps)
+
+
+class CostCurve(BaseCallback):
+    """
+    Evaluates the deterministic policy on held-out scenarios every so often, and logs ``eval/cost``.
+
+    :param env: whose scenarios and figure of merit are used
+    :param every: environment steps between evaluations
+    :param n_scenarios: held-out scenarios
+    """
+
+    def __init__(self, env: HybridEnv, every: int, n_scenarios: int = 256):
+        super().__init__()
+        self.eval_env, self.every, self.n_scenarios = env, every, n_scenarios
+        self.steps: list[int] = []
+        self.costs: list[float] = []
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if not self.steps or self.num_timesteps - self.steps[-1] >= self.every:
+            self._evaluate()
+
+    def _on_training_end(self) -> None:
+        self._evaluate()
+
+    def _evaluate(self) -> None:
+        # The value is that of one figure over 256 scenarios; its standard error is well below a percent on both problems.
+        self.steps.append(self.num_timesteps)
+        self.costs.append(float(evaluate(self.eval_env, self.model, self.n_scenarios, EVALUATION_SEED).mean()))
+        self.logger.record("eval/cost", self.costs[-1])
+
+
+def mean_and_interval(values: np.ndarray) -> tuple[float, float]:
+    """
+    :param values: independent values, shape ``(n,)``
+    :return: their mean and the half width of its 95 % confidence interval (normal approximation)
+    """
+    return float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5

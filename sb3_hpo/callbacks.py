@@ -1,0 +1,90 @@
+"""Callbacks that watch training."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
+
+from hybrid_envs.core import HybridEnv, check_count
+from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
+
+
+class GradientQualityCallback(BaseCallback):
+    """
+    Logs how good the gradient estimators are at the present policy, as ``gradient/{estimator}/{network}/{metric}`` with the
+    metrics of :class:`~sb3_hpo.gradients.Quality`. Training goes on as without it: scenarios are drawn from a generator of
+    its own, and parameters and their gradients are left alone.
+
+    Each measurement costs about ``n_batches * n_scenarios / model.n_envs`` iterations per estimator, without the PPO
+    epochs; its time is logged as ``time/gradient_quality``.
+
+    :param estimators: names out of :data:`~sb3_hpo.gradients.ESTIMATORS`
+    :param every: iterations between measurements
+    :param n_batches: independent batches per measurement, at least 2
+    :param n_scenarios: scenarios per batch; as many as training has unless given
+    :param options: of the estimators
+    :param reference: the estimator with which ``cross_alignment`` compares
+    :param seed: of the scenarios and samples; the same in every measurement
+    :raises ValueError: for an unknown estimator or a count that is too small
+    """
+
+    def __init__(
+        self,
+        estimators: Sequence[str] = ("mixed", "no_cross", "cross_term"),
+        *,
+        every: int = 20,
+        n_batches: int = 8,
+        n_scenarios: int | None = None,
+        options: EstimatorOptions | None = None,
+        reference: str = "mixed",
+        seed: int = 0,
+    ):
+        super().__init__()
+        for name in (*estimators, reference):
+            if name not in ESTIMATORS:
+                raise ValueError(f"there is no estimator {name!r}; there are {', '.join(ESTIMATORS)}")
+        self.estimators, self.reference, self.options, self.seed = tuple(estimators), reference, options, seed
+        self.every, self.n_batches = check_count("every", every), check_count("n_batches", n_batches, minimum=2)
+        self.n_scenarios = None if n_scenarios is None else check_count("n_scenarios", n_scenarios, minimum=2)
+        self.iteration = 0
+
+    def _init_callback(self) -> None:
+        """
+        :raises TypeError: if the environment is no HybridEnv
+        :raises ValueError: under VecNormalize, whose observations the simulated policy would not see
+        """
+        env = self.training_env.get_attr("unwrapped")[0]
+        if not isinstance(env, HybridEnv):
+            raise TypeError(f"gradients are measured by simulation; {env} is not a hybrid_envs.HybridEnv")
+        normalizer = unwrap_vec_normalize(self.training_env)
+        if normalizer is not None and normalizer.norm_obs:
+            raise ValueError("gradient quality cannot be measured under VecNormalize(norm_obs=True)")
+        self.env = env
+
+    def _on_rollout_start(self) -> None:
+        # At the start of a rollout no graph of the training is alive, so that memory is not needed twice.
+        self.iteration += 1
+        if (self.iteration - 1) % self.every:
+            return
+        start = time.perf_counter()
+        with torch.random.fork_rng():  # for environments that draw from torch's own generator
+            measured = measure_quality(
+                self.env,
+                self.model.policy,  # type: ignore[arg-type]
+                self.estimators,
+                n_batches=self.n_batches,
+                n_scenarios=self.n_scenarios or max(self.training_env.num_envs, 2),
+                options=self.options,
+                reference=self.reference,
+                generator=torch.Generator(self.env.device).manual_seed(self.seed),
+            )
+        for estimator, networks in measured.items():
+            for network, result in networks.items():
+                for metric, value in result._asdict().items():
+                    self.logger.record(f"gradient/{estimator}/{network}/{metric}", value)
+        self.logger.record("time/gradient_quality", time.perf_counter() - start)
+
+    def _on_step(self) -> bool:
+        return True

@@ -1,0 +1,485 @@
+"""HPO: what it accepts, what its rollout records, and that its step is the mixed gradient, recomputed here from scratch."""
+
+import copy
+import math
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.wrappers import OrderEnforcing
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
+
+from hybrid_envs import HybridAction, HybridInventoryEnv, HybridSwitchedLQREnv
+from sb3_hpo import HPO
+from tests.sb3_hpo.environments import PurseEnv
+
+ID = "HybridInventory-v0"
+SMALL: dict[str, Any] = {"n_items": 2, "horizon": 10}
+TINY: dict[str, Any] = {"policy_kwargs": {"net_arch": [16]}, "seed": 0}
+
+
+def inventory(**kwargs):
+    return HybridInventoryEnv(**SMALL | kwargs)
+
+
+def regulator(**kwargs):
+    return HybridSwitchedLQREnv(**{"n_dims": 2, "n_modes": 2, "horizon": 10} | kwargs)
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+
+def same(a, b):
+    assert a.keys() == b.keys()
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+# ---- what it accepts -------------------------------------------------------------------------------------------------
+
+
+def test_an_id_is_enough():
+    model = HPO("MlpPolicy", ID, n_scenarios=2, **TINY).learn(200)
+    assert (model.n_envs, model.n_steps, model.num_timesteps) == (2, 100, 200)
+
+
+@pytest.mark.parametrize("env", [inventory, lambda: gym.make(ID, **SMALL), lambda: OrderEnforcing(Monitor(inventory()))])
+def test_a_single_environment_is_simulated_as_n_scenarios(env):
+    model = HPO("MlpPolicy", env(), n_scenarios=8, **TINY)
+    before = weights(model)
+    model.learn(80)
+    assert model.n_envs == 8
+    assert model.rollout_buffer.actions.shape == (80, 1, 3)
+    assert not same(weights(model), before)
+
+
+def test_64_scenarios_over_the_horizon_in_four_minibatches_are_the_default():
+    model = HPO("MlpPolicy", inventory(), **TINY)
+    assert (model.n_envs, model.n_steps, model.batch_size) == (64, 10, 160)
+
+
+def test_given_numbers_of_periods_and_batch_size_are_kept():
+    model = HPO("MlpPolicy", inventory(), n_scenarios=3, n_steps=7, batch_size=5, **TINY)
+    assert (model.n_envs, model.n_steps, model.batch_size) == (3, 7, 5)
+
+
+def test_the_minibatch_of_a_rollout_that_four_does_not_divide_is_rounded_up():
+    assert HPO("MlpPolicy", inventory(), n_scenarios=3, n_steps=7, **TINY).batch_size == 6
+
+
+@pytest.mark.parametrize(
+    "chain",
+    [
+        lambda venv: venv,
+        VecNormalize,
+        VecMonitor,
+        lambda venv: VecNormalize(VecMonitor(venv)),
+        lambda venv: VecMonitor(VecNormalize(venv, norm_obs=False)),
+    ],
+)
+def test_a_vec_env_and_its_wrappers_say_how_many_scenarios_there_are(chain):
+    model = HPO("MlpPolicy", chain(make_vec_env(ID, 6, env_kwargs=SMALL)), n_scenarios=99, **TINY)
+    before = weights(model)
+    model.learn(60)
+    assert (model.n_envs, model.n_scenarios) == (6, 6)
+    assert not same(weights(model), before)
+    assert [info["r"] for info in model.ep_info_buffer] != []
+
+
+def test_environments_in_subprocesses_are_simulated_in_one_batch():
+    venv = SubprocVecEnv([inventory, inventory])
+    try:
+        model = HPO("MlpPolicy", VecNormalize(venv), **TINY).learn(20)
+    finally:
+        venv.close()
+    twin = HPO("MlpPolicy", VecNormalize(DummyVecEnv([inventory] * 2)), **TINY).learn(20)
+    assert same(weights(model), weights(twin))
+
+
+def test_the_statistics_of_the_given_vec_normalize_are_the_ones_that_training_updates():
+    given = VecNormalize(make_vec_env(ID, 4, env_kwargs=SMALL))
+    HPO("MlpPolicy", given, **TINY).learn(80)
+    assert given.obs_rms.count == pytest.approx(4 * 22, abs=1)  # two resets, 20 steps
+    stock, holding_cost = given.obs_rms.mean[0], given.obs_rms.mean[6]
+    assert stock != 0
+    assert holding_cost == pytest.approx(inventory().params.holding_cost[0], rel=0.01)
+
+
+# ---- learning --------------------------------------------------------------------------------------------------------
+
+
+def cost(model, env):
+    mean, _ = evaluate_policy(model, make_vec_env(lambda: env, 1), n_eval_episodes=30, deterministic=True)
+    return -mean
+
+
+@pytest.mark.parametrize(
+    ("env", "iterations", "share"), [(lambda: inventory(horizon=20), 40, 0.6), (lambda: regulator(n_dims=3), 40, 0.5)]
+)
+def test_it_beats_its_own_starting_policy_by_a_wide_margin_within_seconds(env, iterations, share):
+    model = HPO("MlpPolicy", env(), n_scenarios=32, **TINY)
+    before = cost(model, env())
+    model.learn(iterations * model.n_envs * model.n_steps)
+    assert cost(model, env()) < share * before
+
+
+def test_learning_without_an_argument_takes_200_iterations():
+    model = HPO("MlpPolicy", inventory(), n_scenarios=2, n_steps=2, batch_size=4, n_epochs=1, policy_kwargs={"net_arch": [4]})
+    model.learn()
+    assert model.num_timesteps == 200 * 2 * 2
+
+
+def test_the_same_seed_gives_the_same_model_bit_for_bit_and_another_seed_another():
+    def train(seed):
+        return weights(HPO("MlpPolicy", inventory(), n_scenarios=8, policy_kwargs={"net_arch": [16]}, seed=seed).learn(160))
+
+    first = train(0)
+    assert same(first, train(0))
+    assert not same(first, train(1))
+
+
+# ---- one iteration, recorded -----------------------------------------------------------------------------------------
+
+
+class Iteration(NamedTuple):
+    """What happened in one iteration; lists hold one entry per period."""
+
+    policy: Any  # as it was during the rollout
+    gradient: torch.Tensor  # of κ, at the optimizer's first step
+    states: list[Any]
+    noise: list[torch.Tensor]
+    rewards: np.ndarray
+    dones: np.ndarray
+    infos: list[list[dict[str, Any]]]
+    buffer: dict[str, np.ndarray]
+
+    @property
+    def regimes(self):
+        return torch.from_numpy(self.buffer["actions"][..., 0]).long()
+
+
+class Recorder(BaseCallback):
+    def __init__(self):
+        super().__init__()
+        self.states, self.noise, self.rewards, self.dones, self.infos = [], [], [], [], []
+
+    def _look_ahead(self) -> None:
+        simulator = self.training_env.unwrapped.simulator
+        self.states.append(type(simulator.state)(*(field.detach().clone() for field in simulator.state)))
+        self.noise.append(simulator.noise[simulator.state.period, torch.arange(simulator.num_envs)])
+
+    def _on_rollout_start(self) -> None:
+        self._look_ahead()
+
+    def _on_step(self) -> bool:
+        for name in ("rewards", "dones", "infos"):
+            getattr(self, name).append(copy.deepcopy(self.locals[name]))
+        self._look_ahead()
+        return True
+
+    def _on_rollout_end(self) -> None:
+        names = ("observations", "actions", "rewards", "values", "log_probs", "advantages", "returns")
+        self.buffer = {name: getattr(self.model.rollout_buffer, name).copy() for name in names}
+
+
+def kappa_of(policy):
+    return list(policy.components["continuous"].parameters())
+
+
+def one_iteration(model) -> Iteration:
+    policy, recorder, gradients = copy.deepcopy(model.policy), Recorder(), []
+
+    def keep_gradient(optimizer, args, kwargs):
+        gradients.append([None if p.grad is None else p.grad.flatten().clone() for p in kappa_of(model.policy)])
+
+    handle = model.policy.optimizer.register_step_pre_hook(keep_gradient)
+    model.learn(model.n_steps * model.n_envs, recorder, reset_num_timesteps=False)
+    handle.remove()
+    first, *later = gradients
+    assert later, "no PPO epoch has run"
+    assert all(g is None for gradient in later for g in gradient), "κ moves in the full-batch step alone"
+    return Iteration(
+        policy,
+        torch.cat(first),
+        recorder.states,
+        recorder.noise,
+        np.array(recorder.rewards),
+        np.array(recorder.dones),
+        recorder.infos,
+        recorder.buffer,
+    )
+
+
+def hpo(env, **kwargs):
+    """HPO without gradient clipping."""
+    return HPO("MlpPolicy", env, **TINY | {"n_scenarios": 8, "max_grad_norm": math.inf} | kwargs)
+
+
+def lively(model):
+    """The model with larger random weights, so that regimes depend on states and candidates on regimes."""
+    with torch.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+# ---- the mixed gradient ----------------------------------------------------------------------------------------------
+
+
+def in_double(state):
+    return type(state)(*(field.double() if field.is_floating_point() else field for field in state))
+
+
+def restarted(state, recorded, rows):
+    """The recorded state, which carries no gradient, in the given rows."""
+    fields = zip(recorded, state, strict=True)
+    return type(state)(*(torch.where(rows.view(-1, *[1] * (old.dim() - 1)), new, old) for new, old in fields))
+
+
+def act(policy, env, state, regime):
+    """log π(x | s) and b = β(s)[x] in the precision of the state."""
+    obs = env.observation(state)
+    log_prob = policy.components["discrete"](obs).log_softmax(dim=1).gather(1, regime[:, None])[:, 0]
+    point = policy.tower(policy.components["continuous"](obs))[torch.arange(len(regime)), regime]
+    return log_prob, point
+
+
+def replay(env, it):
+    """The recorded scenarios once more, in float64: costs and log π with gradients, both ``(n_steps, n_envs)``."""
+    env, policy = env.to(dtype=torch.float64), copy.deepcopy(it.policy).double()
+    costs, log_probs, state = [], [], in_double(it.states[0])
+    for t, regime in enumerate(it.regimes):
+        if t > 0 and it.dones[t - 1].any():
+            state = restarted(state, in_double(it.states[t]), torch.from_numpy(it.dones[t - 1]))
+        log_prob, point = act(policy, env, state, regime)
+        result = env.step_torch(state, HybridAction(regime, point), it.noise[t].double())
+        state = result.state
+        costs.append(-result.reward)
+        log_probs.append(log_prob)
+    return policy, torch.stack(costs), torch.stack(log_probs)
+
+
+def scales(it):
+    """Costs of the buffer's advantages: centred, then in units of their deviation. And the two units of the cost."""
+    disadvantages = -torch.from_numpy(it.buffer["advantages"]).double()
+    advantage_std = disadvantages.std()
+    return (disadvantages - disadvantages.mean()) / advantage_std, advantage_std, it.rewards.std()
+
+
+def gradient_of(loss, policy):
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, kappa_of(policy))]).float()
+
+
+def relative_error(gradient, expected):
+    assert expected.norm() > 0
+    return ((gradient - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize("cross_term", [True, False])
+@pytest.mark.parametrize("env", [inventory, lambda: inventory(lost_sales=True, lead_time=1), regulator])
+def test_kappa_steps_along_the_mixed_gradient_of_the_replayed_scenario(env, cross_term):
+    it = one_iteration(lively(hpo(env(), gamma=1.0, cross_term=cross_term)))
+    policy, costs, log_probs = replay(env(), it)
+    np.testing.assert_allclose(costs.detach().numpy(), -it.rewards, rtol=1e-4, atol=1e-3)
+    np.testing.assert_allclose(log_probs.detach().numpy(), it.buffer["log_probs"], atol=1e-4)
+    disadvantages, advantage_std, reward_std = scales(it)
+    pathwise = (costs / reward_std / advantage_std).mean()
+    cross = (log_probs * disadvantages).mean()
+    mixed = gradient_of(pathwise + cross, policy) if cross_term else None
+    pathwise_alone = gradient_of(pathwise, policy)
+    assert relative_error(it.gradient, mixed if cross_term else pathwise_alone) < 1e-5
+    if cross_term:
+        assert relative_error(pathwise_alone, mixed) > 1e-3  # so that the assertion above sees the second term
+
+
+@pytest.mark.parametrize("pathwise_weight", [1.0, 7.0])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_weight_and_the_units_of_the_two_terms_are_as_documented(pathwise_weight, normalize):
+    settings = {"pathwise_weight": pathwise_weight, "normalize_advantage": normalize, "normalize_reward": normalize}
+    it = one_iteration(lively(hpo(regulator(), gamma=1.0, **settings)))
+    policy, costs, log_probs = replay(regulator(), it)
+    disadvantages, advantage_std, reward_std = scales(it)
+    if not normalize:
+        disadvantages, advantage_std, reward_std = -torch.from_numpy(it.buffer["advantages"]).double(), 1.0, 1.0
+    loss = pathwise_weight * costs.mean() / reward_std / advantage_std + (log_probs * disadvantages).mean()
+    assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
+
+
+def test_every_tenth_iteration_measures_the_cross_term_and_takes_the_same_step():
+    model = lively(hpo(inventory(), gamma=1.0))
+    model.learn(8 * 80)
+    one_iteration(model)
+    assert "train/cross_term_norm" not in model.logger.name_to_value
+    it = one_iteration(model)
+    policy, costs, log_probs = replay(inventory(), it)
+    disadvantages, advantage_std, reward_std = scales(it)
+    cross = (log_probs * disadvantages).mean()
+    mixed = gradient_of(costs.mean() / reward_std / advantage_std + cross, policy)
+    assert relative_error(it.gradient, mixed) < 1e-5
+    measured = model.logger.name_to_value["train/cross_term_norm"]
+    assert measured == pytest.approx(float(gradient_of(cross, policy).norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("cross_term", [True, False])
+def test_with_discounting_each_point_answers_for_the_costs_that_follow_it_discounted_from_its_own_period(cross_term):
+    """Σ_t ∂b_t/∂κ · ∂/∂b_t Σ_{k>=t} γ^(k-t) c_k: every b_t in turn is a leaf, and later points respond to the states."""
+    gamma, periods, n_envs = 0.7, 5, 4
+    it = one_iteration(
+        lively(hpo(regulator(horizon=periods), gamma=gamma, n_scenarios=n_envs, cross_term=cross_term))
+    )
+    env, policy = regulator(horizon=periods).to(dtype=torch.float64), copy.deepcopy(it.policy).double()
+    disadvantages, advantage_std, reward_std = scales(it)
+    expected = torch.zeros_like(it.gradient)
+    for t in range(periods):
+        state = in_double(it.states[t])
+        _, point = act(policy, env, state, it.regimes[t])
+        leaf, future = point.detach().requires_grad_(), torch.zeros(())
+        for k in range(t, periods):
+            log_prob, later = act(policy, env, state, it.regimes[k])
+            result = env.step_torch(state, HybridAction(it.regimes[k], leaf if k == t else later), it.noise[k].double())
+            future = future - gamma ** (k - t) * (result.reward / reward_std / advantage_std).sum()
+            if cross_term:
+                future = future + gamma ** (k - t) * (log_prob * disadvantages[k]).sum()
+            state = result.state
+        (slope,) = torch.autograd.grad(future, leaf)
+        expected += gradient_of((point * slope).sum() / (periods * n_envs), policy)
+    assert relative_error(it.gradient, expected) < 1e-5
+
+    policy, costs, log_probs = replay(regulator(horizon=periods), it)
+    loss = costs.mean() / reward_std / advantage_std + cross_term * (log_probs * disadvantages).mean()
+    assert relative_error(gradient_of(loss, policy), expected) > 0.01  # what it would be without discounting
+
+
+@pytest.mark.parametrize(("env", "n_steps"), [(inventory, 25), (regulator, 25), (PurseEnv, 11)])
+def test_gradients_are_cut_where_a_scenario_is_reset_within_a_rollout(env, n_steps):
+    it = one_iteration(lively(hpo(env(), gamma=1.0, n_steps=n_steps)))
+    assert it.dones.any(axis=0).all()
+    policy, costs, log_probs = replay(env(), it)
+    disadvantages, advantage_std, reward_std = scales(it)
+    loss = costs.mean() / reward_std / advantage_std + (log_probs * disadvantages).mean()
+    assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
+
+
+def test_gradients_are_cut_between_one_rollout_and_the_next():
+    model = lively(hpo(inventory(), gamma=1.0, n_steps=4))
+    for first_period in (0, 4, 8):
+        it = one_iteration(model)
+        assert it.states[0].period.tolist() == [first_period] * 8
+        policy, costs, log_probs = replay(inventory(), it)
+        disadvantages, advantage_std, reward_std = scales(it)
+        loss = costs.mean() / reward_std / advantage_std + (log_probs * disadvantages).mean()
+        assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
+
+
+# ---- what PPO is given -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("env", "n_steps"), [(inventory, 25), (PurseEnv, 11)])
+def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_and_not_of_terminated_ones(env, n_steps):
+    gamma, gae_lambda, n_envs = 0.9, 0.7, 6
+    model = lively(hpo(env(), n_scenarios=n_envs, n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda))
+    it = one_iteration(model)
+
+    def value(obs):
+        return it.policy.predict_values(torch.as_tensor(obs)[None]).item()
+
+    final_obs = env().observation(it.states[-1])
+    reward_std = it.rewards.std()
+    ends = set()
+    for i in range(n_envs):
+        advantage = 0.0
+        for t in reversed(range(n_steps)):
+            reward, now = it.rewards[t, i] / reward_std, value(it.buffer["observations"][t, i])
+            if it.dones[t, i]:
+                truncated = it.infos[t][i]["TimeLimit.truncated"]
+                ends.add(truncated)
+                bootstrap = value(it.infos[t][i]["terminal_observation"]) if truncated else 0.0
+                advantage = reward + gamma * bootstrap - now
+            else:
+                following = value(final_obs[i] if t == n_steps - 1 else it.buffer["observations"][t + 1, i])
+                advantage = reward + gamma * following - now + gamma * gae_lambda * advantage
+            assert it.buffer["advantages"][t, i] == pytest.approx(advantage, abs=1e-4)
+            assert it.buffer["returns"][t, i] == pytest.approx(advantage + now, abs=1e-4)
+    assert ends == ({True, False} if env is PurseEnv else {True})
+
+
+def test_the_terminal_observation_is_the_last_of_the_old_episode():
+    it = one_iteration(hpo(inventory(demand="normal"), n_steps=12))
+    env = inventory(demand="normal")
+    _, point = act(it.policy, env, it.states[9], it.regimes[9])
+    last = env.step_torch(it.states[9], HybridAction(it.regimes[9], point), it.noise[9]).observation
+    for i in range(8):
+        np.testing.assert_allclose(it.infos[9][i]["terminal_observation"], last[i].detach(), atol=1e-4)
+    np.testing.assert_allclose(it.buffer["observations"][10], env.observation(it.states[10]))
+    assert (it.states[10].stock == 0).all()
+
+
+@pytest.mark.parametrize("wrap", [lambda venv: venv, VecNormalize])
+def test_the_probability_ratio_is_one_before_the_first_minibatch(wrap):
+    model = lively(hpo(wrap(make_vec_env(ID, 8, env_kwargs=SMALL)), n_steps=25, n_epochs=1, batch_size=200))
+    it = one_iteration(model)
+    obs, actions = (torch.from_numpy(it.buffer[name]).flatten(0, 1) for name in ("observations", "actions"))
+    _, log_prob, _ = it.policy.evaluate_actions(obs, actions)
+    np.testing.assert_allclose((log_prob.detach().numpy() - it.buffer["log_probs"].flatten()), 0, atol=1e-5)
+    assert model.logger.name_to_value["train/clip_fraction"] == 0
+    assert abs(model.logger.name_to_value["train/approx_kl"]) < 1e-8
+
+
+def test_the_scenarios_hold_the_candidates_of_the_sampled_regimes():
+    it = one_iteration(lively(hpo(regulator())))
+    for t in range(10):
+        _, point = act(it.policy, regulator(), it.states[t], it.regimes[t])
+        np.testing.assert_allclose(it.buffer["actions"][t, :, 1:], point.detach().numpy(), rtol=1e-4, atol=1e-4)
+    assert set(it.regimes.flatten().tolist()) == {0, 1}
+
+
+# ---- VecNormalize ----------------------------------------------------------------------------------------------------
+
+MEAN, VARIANCE, RETURN_VARIANCE, CLIP_OBS, CLIP_REWARD = 0.5, 4.0, 900.0, 1.0, 4.0
+
+
+class ScaledByHand(HybridInventoryEnv):
+    """What VecNormalize does with the numbers above, written into the equations."""
+
+    def observation(self, state):
+        return ((super().observation(state) - MEAN) / (VARIANCE + 1e-8) ** 0.5).clamp(-CLIP_OBS, CLIP_OBS)
+
+    def reward(self, state, action, noise, next_state):
+        reward = super().reward(state, action, noise, next_state)
+        return (reward / (RETURN_VARIANCE + 1e-8) ** 0.5).clamp(-CLIP_REWARD, CLIP_REWARD)
+
+
+def test_gradients_through_frozen_vec_normalize_are_those_of_an_environment_scaled_by_hand():
+    normalized = VecNormalize(
+        DummyVecEnv([inventory] * 8), training=False, clip_obs=CLIP_OBS, clip_reward=CLIP_REWARD, gamma=0.9
+    )
+    normalized.obs_rms.mean[:], normalized.obs_rms.var[:] = MEAN, VARIANCE
+    normalized.ret_rms.var = np.array(RETURN_VARIANCE)
+    wrapped = one_iteration(lively(hpo(normalized, gamma=0.9)))
+    by_hand = one_iteration(lively(hpo(ScaledByHand(**SMALL), gamma=0.9)))
+    assert (np.abs(by_hand.buffer["observations"][..., :4]) == CLIP_OBS).any()  # the clip of observations matters
+    assert (np.abs(by_hand.rewards) == CLIP_REWARD).any()  # and that of rewards
+    assert (np.abs(by_hand.rewards) < CLIP_REWARD).mean() > 0.5
+    assert torch.equal(wrapped.regimes, by_hand.regimes)
+    np.testing.assert_allclose(wrapped.buffer["advantages"], by_hand.buffer["advantages"], atol=1e-4)
+    assert relative_error(wrapped.gradient, by_hand.gradient) < 1e-4
+
+
+def test_live_observations_and_rewards_follow_the_moving_statistics_of_vec_normalize():
+    seen = []
+
+    class Watch(BaseCallback):
+        def _on_step(self):
+            seen.append({name: self.locals[name] for name in ("obs", "live_rewards", "rewards")} | {"shown": self.model._last_obs})
+            return True
+
+    hpo(VecNormalize(make_vec_env(ID, 8, env_kwargs=SMALL)), n_steps=25).learn(200, Watch())
+    for t, step in enumerate(seen):
+        np.testing.assert_allclose(step["obs"].detach().numpy(), step["shown"], atol=1e-5)
+        np.testing.assert_allclose(step["live_rewards"][t].detach().numpy(), step["rewards"], atol=1e-5)

@@ -1,0 +1,224 @@
+"""HybridPPO on environments that nobody of the library wrote, and beside SB3's PPO where the two must agree."""
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
+
+from sb3_hpo import HybridPPO
+from tests.sb3_hpo.environments import DriftEnv, TargetEnv
+
+SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "seed": 0, "policy_kwargs": {"net_arch": [16]}}
+
+
+class Rollout(BaseCallback):
+    """Keeps a copy of the last rollout's buffer as it was before training."""
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.model.rollout_buffer
+        self.arrays = {
+            name: getattr(buffer, name).copy()
+            for name in ("observations", "actions", "rewards", "values", "log_probs", "episode_starts", "advantages", "returns")
+            if isinstance(getattr(buffer, name), np.ndarray)
+        }
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.policy.state_dict().items()}
+
+
+def changed(model, before):
+    return {name for name, value in model.policy.state_dict().items() if not torch.equal(value, before[name])}
+
+
+# ---- any environment -------------------------------------------------------------------------------------------------
+
+
+def test_every_network_learns_on_an_environment_without_step_torch():
+    env = TargetEnv()
+    assert not hasattr(env, "step_torch")
+    model = HybridPPO("MlpPolicy", env, **SMALL)
+    before = weights(model)
+    model.learn(16)
+    assert model.num_timesteps == 16
+    moved = changed(model, before)
+    assert "log_std" in moved
+    for name in ("discrete", "continuous", "value"):
+        assert f"components.{name}.hidden.0.weight" in moved
+
+
+def test_dict_observations_go_through_the_multi_input_policy():
+    model = HybridPPO("MultiInputPolicy", DummyVecEnv([lambda: TargetEnv(dict_observation=True)] * 2), **SMALL)
+    before = weights(model)
+    model.learn(32)
+    assert "components.discrete.hidden.0.weight" in changed(model, before)
+    observation, _ = TargetEnv(dict_observation=True).reset(seed=0)
+    action, _ = model.predict(observation, deterministic=True)
+    assert model.action_space.contains(action)
+
+
+@pytest.mark.slow
+def test_environments_may_run_in_spawned_subprocesses():
+    env = SubprocVecEnv([TargetEnv, TargetEnv], start_method="spawn")
+    try:
+        model = HybridPPO("MlpPolicy", env, **SMALL)
+        before = weights(model)
+        model.learn(32)
+        assert changed(model, before)
+    finally:
+        env.close()
+
+
+def test_subprocesses_and_one_process_give_the_same_updates():
+    trained = []
+    for vec_env_class in (DummyVecEnv, SubprocVecEnv):
+        env = vec_env_class([TargetEnv, TargetEnv])
+        try:
+            trained.append(weights(HybridPPO("MlpPolicy", env, **SMALL).learn(32)))
+        finally:
+            env.close()
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+def test_an_id_and_a_vec_normalize_chain_are_accepted():
+    model = HybridPPO("MlpPolicy", "HybridSwitchedLQR-v0", **SMALL).learn(16)
+    assert model.n_envs == 1
+    env = VecNormalize(DummyVecEnv([TargetEnv] * 3))
+    model = HybridPPO("MlpPolicy", env, **SMALL).learn(48)
+    assert model.n_envs == 3
+    assert model.get_vec_normalize_env() is env
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 3])
+def test_each_environment_gets_its_own_action_clipped_to_the_box(n_envs):
+    """With two environments a batched pair (x[2], b[2, 1]) would be taken for two actions: none is ever passed."""
+    env = DummyVecEnv([TargetEnv] * n_envs)
+    rollout = Rollout()
+    HybridPPO("MlpPolicy", env, **SMALL | {"policy_kwargs": {"net_arch": [16], "log_std_init": 1.0}}).learn(16 * n_envs, rollout)
+    packed = rollout.arrays["actions"]
+    assert (np.abs(packed[..., 1:]) > 2).any()  # so that there is something to clip
+    for i, single in enumerate(env.envs):
+        assert len(single.received) == 16
+        for step, (regime, point) in enumerate(single.received):
+            assert regime == packed[step, i, 0]
+            np.testing.assert_array_equal(point, packed[step, i, 1:].clip(-2, 2))
+
+
+def test_it_learns_which_regime_pays_and_where_the_target_is():
+    """The best is regime 1 at the target, 1 a period; the starting policy is far below."""
+    model = HybridPPO(
+        "MlpPolicy",
+        DummyVecEnv([TargetEnv] * 16),
+        n_steps=32,
+        batch_size=128,
+        n_epochs=5,
+        learning_rate=1e-2,
+        gamma=0.0,
+        seed=0,
+        policy_kwargs={"net_arch": [16], "log_std_init": -1.0},
+    )
+    # Two regimes alike at the start: drawn actions, for the likeliest may be the right one by luck.
+    before, _ = evaluate_policy(model, DummyVecEnv([TargetEnv]), n_eval_episodes=300, deterministic=False, warn=False)
+    model.learn(16 * 32 * 25)
+    after, _ = evaluate_policy(model, DummyVecEnv([TargetEnv]), n_eval_episodes=300, warn=False)
+    assert before < 0.5
+    assert after > 0.95
+
+
+# ---- agreement with PPO ----------------------------------------------------------------------------------------------
+#
+# With a single regime, π(x, b | s) = π(b | s): the regime's log-probability and entropy are 0 and so is the gradient of the
+# discrete network. HybridPPO on Tuple(Discrete(1), Box) is then PPO on the Box, network by network, if
+# - the tower is the identity: bounds are infinite in the policy, while those of the environment are finite, as PPO wants,
+#   but too wide to clip anything; scale 1;
+# - networks have one shape: no linear path.
+
+SAME_NETWORK = {  # parameter of PPO's policy -> its counterpart
+    "log_std": "log_std",
+    "mlp_extractor.policy_net.0": "components.continuous.hidden.0",
+    "action_net": "components.continuous.output",
+    "mlp_extractor.value_net.0": "components.value.hidden.0",
+    "value_net": "components.value.output",
+}
+
+
+def counterparts(stock, hybrid):
+    """Pairs of corresponding parameters; every parameter of PPO's policy is in one."""
+    ours = dict(hybrid.policy.named_parameters())
+    for name, parameter in stock.policy.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        yield parameter, ours[f"{SAME_NETWORK[module]}.{leaf}" if module else SAME_NETWORK[leaf]]
+
+
+def alike(log_std_init=0.0, **kwargs):
+    """PPO and HybridPPO on the same problem with the same weights."""
+    kwargs = {"n_steps": 28, "batch_size": 28, "n_epochs": 3, "ent_coef": 0.01, "learning_rate": 3e-3, "seed": 0} | kwargs
+    network = {"net_arch": [16], "log_std_init": log_std_init}
+    stock = PPO("MlpPolicy", DummyVecEnv([lambda: DriftEnv(flat=True)] * 4), policy_kwargs=network, **kwargs)
+    free = {"action_bounds": np.full((1, 2, 2), [-np.inf, np.inf]), "linear_path": ()}
+    hybrid = HybridPPO("MlpPolicy", DummyVecEnv([lambda: DriftEnv(flat=False)] * 4), policy_kwargs=network | free, **kwargs)
+    with torch.no_grad():
+        for theirs, ours in counterparts(stock, hybrid):
+            ours.copy_(theirs)
+    return stock, hybrid
+
+
+def test_with_one_regime_actions_values_and_entropies_are_those_of_ppo():
+    stock, hybrid = alike()
+    obs = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    points = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
+    packed = torch.cat([torch.zeros(50, 1), points], dim=1)
+    torch.testing.assert_close(hybrid.policy.evaluate_actions(obs, packed), stock.policy.evaluate_actions(obs, points))
+    predicted, _ = hybrid.predict(obs.numpy(), deterministic=True)
+    expected, _ = stock.predict(obs.numpy(), deterministic=True)
+    assert {regime for regime, _ in predicted} == {0}
+    np.testing.assert_allclose([point for _, point in predicted], expected, atol=1e-6)
+
+
+def test_with_one_regime_and_vanishing_noise_rollouts_are_those_of_ppo():
+    """The noise of b is drawn after the regime, hence differs from PPO's; so small, it moves nothing that is compared."""
+    rollouts = []
+    for model in alike(log_std_init=-20.0):
+        rollouts.append(Rollout())
+        model.learn(4 * 28, rollouts[-1])
+    stock, hybrid = (rollout.arrays for rollout in rollouts)
+    np.testing.assert_array_equal(hybrid["actions"][..., 0], 0.0)
+    np.testing.assert_allclose(hybrid["actions"][..., 1:], stock["actions"], atol=1e-6)
+    assert (stock["episode_starts"][1:] == 1).any()  # an episode has ended within
+    for name in ("observations", "rewards", "values", "episode_starts", "advantages", "returns"):
+        np.testing.assert_allclose(hybrid[name], stock[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("max_grad_norm", [0.05, 100.0])
+def test_with_one_regime_training_on_the_same_rollout_moves_the_weights_as_ppo_does(max_grad_norm):
+    stock, hybrid = alike(max_grad_norm=max_grad_norm)
+    rollout = Rollout()
+    before = [parameter.detach().clone() for parameter in stock.policy.parameters()]
+    discrete = [parameter.detach().clone() for parameter in hybrid.policy.components["discrete"].parameters()]
+
+    stock.set_random_seed(3)  # of the rollout, and of the order of the minibatches
+    stock.learn(4 * 28, rollout)
+
+    hybrid.set_logger(configure(None, []))
+    hybrid.rollout_buffer.reset()
+    for name, array in rollout.arrays.items():
+        if name == "actions":
+            array = np.concatenate([np.zeros((28, 4, 1), dtype=array.dtype), array], axis=2)
+        setattr(hybrid.rollout_buffer, name, array)
+    hybrid.rollout_buffer.pos, hybrid.rollout_buffer.full = 28, True
+    hybrid.set_random_seed(3)
+    hybrid.train()
+
+    for theirs, ours in counterparts(stock, hybrid):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    moved = [(new - old).abs().max() for new, old in zip(stock.policy.parameters(), before, strict=True)]
+    assert min(moved) > 1e-3
+    for new, old in zip(hybrid.policy.components["discrete"].parameters(), discrete, strict=True):
+        assert torch.equal(new, old)

@@ -1,0 +1,321 @@
+"""The hybrid policy: three separate networks, feasible candidates, predictions in the environment's own terms."""
+
+import copy
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hybrid_envs.spaces import hybrid_action_space, unpack
+from sb3_hpo.policies import (
+    COMPONENTS,
+    Component,
+    DeterministicPointPolicy,
+    HybridActorCriticPolicy,
+    HybridMultiInputPolicy,
+    Tower,
+)
+
+INF = np.inf
+BOUNDS = np.array(  # every kind of bound, and another kind for the same coordinate in the other regimes
+    [
+        [[-INF, INF], [2.0, INF], [-INF, -3.0], [-1.5, 4.0], [0.0, 0.0]],
+        [[0.0, 0.0], [-INF, 7.0], [0.1, 0.7], [-INF, INF], [-5.0, INF]],
+        [[-1 / 3, 0.7], [-2.0, -2.0], [-INF, INF], [100.0, INF], [-INF, 0.0]],
+    ],
+    dtype=np.float32,
+)
+SCALE = np.array([0.5, 1.0, 2.0, 10.0, 3.0], dtype=np.float32)
+OBSERVATIONS = spaces.Box(-INF, INF, (4,), dtype=np.float32)
+POLICIES = [HybridActorCriticPolicy, DeterministicPointPolicy]
+
+
+def make_policy(policy_class=DeterministicPointPolicy, observation_space=OBSERVATIONS, **kwargs):
+    torch.manual_seed(0)
+    kwargs = {"net_arch": [8], "action_bounds": BOUNDS, "action_scale": SCALE} | kwargs
+    return policy_class(observation_space, hybrid_action_space(BOUNDS), lambda _: 1e-3, **kwargs)
+
+
+def shaken(policy):
+    """The policy with larger random weights, so that its outputs differ from regime to regime."""
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    return policy
+
+
+def observe(batch_size, seed=0):
+    return torch.randn(batch_size, 4, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- candidates ------------------------------------------------------------------------------------------------------
+
+
+def candidate_by_hand(z, low, high, scale):
+    softplus = max(z, 0.0) + math.log1p(math.exp(-abs(z)))
+    if math.isinf(low) and math.isinf(high):
+        return scale * z
+    if math.isinf(high):
+        return low + scale * softplus
+    if math.isinf(low):
+        return high - scale * softplus
+    return low + (high - low) / (1 + math.exp(-z))
+
+
+def test_the_tower_follows_the_formula_of_each_kind_of_bound():
+    z = 3 * torch.randn(20, 15, generator=torch.Generator().manual_seed(0))
+    candidates = Tower(BOUNDS, SCALE)(z)
+    assert candidates.shape == (20, 3, 5)
+    for row in range(20):
+        for regime in range(3):
+            for i in range(5):
+                low, high = map(float, BOUNDS[regime, i])
+                expected = candidate_by_hand(z[row, 5 * regime + i].item(), low, high, float(SCALE[i]))
+                assert candidates[row, regime, i].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("magnitude", [1.0, 30.0, 1e4, 1e30])
+def test_candidates_are_feasible_in_their_own_regime_whatever_the_network_says(magnitude):
+    z = magnitude * torch.randn(500, 15, generator=torch.Generator().manual_seed(0))
+    candidates = Tower(BOUNDS, SCALE)(z).numpy()
+    assert np.isfinite(candidates).all()
+    assert (candidates >= BOUNDS[..., 0]).all()
+    assert (candidates <= BOUNDS[..., 1]).all()
+
+
+numbers = st.floats(-1e6, 1e6, width=32)
+
+
+@given(numbers, numbers, st.floats(-100, 100, width=32))
+def test_rounding_carries_no_candidate_over_the_ends_of_an_interval(end, other_end, z):
+    low, high = sorted((end, other_end))
+    tower = Tower(np.array([[[low, high]]], dtype=np.float32), np.ones(1, np.float32))
+    for raw in (z, 1e4, -1e4):
+        assert low <= tower(torch.tensor([[raw]])).item() <= high
+
+
+def test_unbounded_and_one_sided_candidates_can_go_as_far_as_they_are_told():
+    low_only, high_only, free = Tower(BOUNDS, SCALE)(torch.full((1, 15), 1e3))[0, [0, 1, 2], [1, 1, 2]].tolist()
+    assert (low_only, high_only, free) == pytest.approx((1002.0, -993.0, 2000.0))
+
+
+def test_a_degenerate_interval_passes_no_gradient_and_no_nan():
+    z = torch.randn(10, 15, requires_grad=True)
+    Tower(BOUNDS, SCALE)(z).sum().backward()
+    gradient = z.grad.view(10, 3, 5)
+    degenerate = torch.from_numpy(BOUNDS[..., 0] == BOUNDS[..., 1])
+    assert gradient.isfinite().all()
+    assert (gradient[:, degenerate] == 0).all()
+    assert (gradient[:, ~degenerate] != 0).all()
+
+
+# ---- networks --------------------------------------------------------------------------------------------------------
+
+
+OUTPUTS = {"discrete": "regime_logits", "continuous": "candidates", "value": "predict_values"}
+
+
+@pytest.mark.parametrize("policy_class", POLICIES)
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_each_output_depends_on_the_parameters_of_its_own_network_alone(policy_class, name):
+    policy = make_policy(policy_class, linear_path=COMPONENTS)
+    getattr(policy, OUTPUTS[name])(observe(6)).square().sum().backward()
+    for other in COMPONENTS:
+        for parameter_name, parameter in policy.components[other].named_parameters():
+            moves = parameter.grad is not None and bool(parameter.grad.abs().max() > 0)
+            assert moves == (other == name), f"{name} and {other}.{parameter_name}"
+
+
+@pytest.mark.parametrize("policy_class", POLICIES)
+def test_the_optimizer_holds_every_parameter_once_in_a_group_per_network(policy_class):
+    policy = make_policy(policy_class)
+    groups = {group["name"]: group["params"] for group in policy.optimizer.param_groups}
+    assert tuple(groups) == COMPONENTS
+    assert sum(len(group) for group in groups.values()) == len(list(policy.parameters()))
+    assert {id(p) for group in groups.values() for p in group} == {id(p) for p in policy.parameters()}
+
+
+def test_networks_may_have_hidden_layers_of_their_own():
+    policy = make_policy(net_arch={"discrete": [3], "continuous": [], "value": [5, 6]})
+    widths = {name: [p.shape[0] for p in policy.components[name].hidden.parameters() if p.dim() == 2] for name in COMPONENTS}
+    assert widths == {"discrete": [3], "continuous": [], "value": [5, 6]}
+
+
+def test_the_linear_path_adds_a_linear_function_of_the_features_to_the_named_networks_only():
+    policy = make_policy(linear_path=("value",))
+    assert [policy.components[name].linear is not None for name in COMPONENTS] == [False, False, True]
+    component, obs = policy.components["value"], observe(5)
+    hidden_part = component.output(component.hidden(obs))
+    torch.testing.assert_close(policy.predict_values(obs) - hidden_part, obs @ component.linear.weight.T)
+
+
+def test_a_network_without_hidden_layers_is_affine():
+    policy = shaken(make_policy(net_arch=[]))
+    a, b = observe(1, seed=1), observe(1, seed=2)
+    middle = policy.predict_values((a + b) / 2)
+    torch.testing.assert_close(middle, (policy.predict_values(a) + policy.predict_values(b)) / 2)
+
+
+@pytest.mark.parametrize("linear_path", [False, True])
+def test_rescaling_the_output_leaves_the_function_unchanged(linear_path):
+    torch.manual_seed(0)
+    policy = make_policy()
+    component = Component(policy.make_features_extractor(), 1, [8], torch.nn.Tanh, linear_path)
+    obs = observe(50)
+    before = component(obs)
+    for mean, std in ((3.0, 10.0), (-200.0, 0.1)):
+        component.rescale(mean, std)
+        torch.testing.assert_close(component(obs), before, rtol=1e-4, atol=1e-4)
+        standardised = (before - mean) / std
+        raw = (component.output(component.hidden(obs)) + (component.linear(obs) if linear_path else 0)).detach()
+        torch.testing.assert_close(raw, standardised, rtol=1e-4, atol=1e-4 / std)
+
+
+def test_the_point_of_the_gaussian_policy_spreads_in_units_of_the_action_scale():
+    torch.manual_seed(0)
+    policy = make_policy(HybridActorCriticPolicy, log_std_init=math.log(0.5))
+    obs = observe(1).repeat(20_000, 1)
+    regimes, points = unpack(policy.get_distribution(obs).sample())
+    torch.testing.assert_close(points[regimes == 1].std(dim=0), 0.5 * torch.from_numpy(SCALE), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("policy_class", POLICIES)
+def test_evaluating_actions_agrees_with_the_forward_pass_that_drew_them(policy_class):
+    policy = shaken(make_policy(policy_class))
+    obs = observe(30)
+    actions, values, log_prob = policy(obs)
+    assert actions.shape == (30, 6)
+    evaluated = policy.evaluate_actions(obs, actions)
+    torch.testing.assert_close(evaluated, (values, log_prob, policy.get_distribution(obs).entropy()))
+
+
+# ---- predictions -----------------------------------------------------------------------------------------------------
+
+
+def is_action(action):
+    regime, point = action
+    return type(action) is tuple and type(regime) is int and point.dtype == np.float32 and point.shape == (5,)
+
+
+@pytest.mark.parametrize("policy_class", POLICIES)
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_batch_of_observations_gets_a_list_of_regime_and_point(policy_class, deterministic):
+    policy = shaken(make_policy(policy_class))
+    for batch_size in (1, 2, 7):
+        actions, state = policy.predict(observe(batch_size).numpy(), deterministic=deterministic)
+        assert isinstance(actions, list)
+        assert len(actions) == batch_size
+        assert state is None
+        for action in actions:
+            assert is_action(action)
+            assert policy.action_space.contains(action)
+
+
+@pytest.mark.parametrize("policy_class", POLICIES)
+def test_a_single_observation_gets_one_bare_action(policy_class):
+    policy = shaken(make_policy(policy_class))
+    action, _ = policy.predict(observe(1)[0].numpy(), deterministic=True)
+    assert is_action(action)
+    [(regime, point)], _ = policy.predict(observe(1).numpy(), deterministic=True)
+    assert action[0] == regime
+    np.testing.assert_array_equal(action[1], point)
+
+
+@pytest.mark.parametrize("policy_class", POLICIES)
+def test_deterministic_predictions_take_the_likeliest_regime_and_its_candidate(policy_class):
+    policy = shaken(make_policy(policy_class))
+    obs = observe(40)
+    with torch.no_grad():
+        likeliest, candidates = policy.regime_logits(obs).argmax(dim=1).tolist(), policy.candidates(obs).numpy()
+    actions, _ = policy.predict(obs.numpy(), deterministic=True)
+    assert len(set(likeliest)) > 1
+    for row, (regime, point) in enumerate(actions):
+        assert regime == likeliest[row]
+        np.testing.assert_array_equal(point, candidates[row, regime])
+
+
+def test_sampled_predictions_of_hpos_policy_vary_in_the_regime_only():
+    policy = make_policy()
+    obs = observe(1)
+    torch.manual_seed(0)
+    actions, _ = policy.predict(obs.repeat(100, 1).numpy())
+    candidates = policy.candidates(obs)[0].detach().numpy()
+    assert {regime for regime, _ in actions} == {0, 1, 2}
+    for regime, point in actions:
+        np.testing.assert_allclose(point, candidates[regime], rtol=1e-5)
+
+
+def test_a_policy_of_dict_observations_predicts_for_one_and_for_many():
+    space = spaces.Dict({"stock": spaces.Box(-INF, INF, (3,), dtype=np.float32), "day": spaces.Discrete(7)})
+    policy = make_policy(HybridMultiInputPolicy, space)
+    action, _ = policy.predict({"stock": np.zeros(3, dtype=np.float32), "day": np.array(2)}, deterministic=True)
+    assert is_action(action)
+    many = {"stock": np.zeros((4, 3), dtype=np.float32), "day": np.arange(4)}
+    actions, _ = policy.predict(many, deterministic=True)
+    assert len(actions) == 4
+    assert not np.array_equal(actions[0][1], actions[1][1])  # the day is seen
+
+
+# ---- arguments and files ---------------------------------------------------------------------------------------------
+
+
+def test_without_bounds_of_its_own_every_regime_has_those_of_the_box():
+    box = spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([2.0, np.inf], np.float32))
+    policy = HybridActorCriticPolicy(
+        OBSERVATIONS, spaces.Tuple((spaces.Discrete(3), box)), lambda _: 1e-3, net_arch=[4]
+    )
+    np.testing.assert_array_equal(policy.action_bounds, np.tile([[-1.0, 2.0], [0.0, np.inf]], (3, 1, 1)))
+    np.testing.assert_array_equal(policy.action_scale, np.ones(2))
+
+
+@pytest.mark.parametrize("net_arch", [{"pi": [8], "vf": [8]}, {"discrete": [8], "continuous": [8]}])
+def test_net_arch_with_other_names_than_the_three_networks_is_refused(net_arch):
+    with pytest.raises(ValueError, match=r"net_arch must be a list or a dict with keys .*'continuous'.*, got keys \('"):
+        make_policy(net_arch=net_arch)
+
+
+def test_a_linear_path_in_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match=r"linear_path must name some of .*, got \('tower',\)"):
+        make_policy(linear_path=("tower",))
+
+
+def test_a_policy_of_another_action_space_is_refused():
+    with pytest.raises(TypeError, match=r"Tuple\(Discrete\(J\), Box"):
+        HybridActorCriticPolicy(OBSERVATIONS, spaces.Box(-1.0, 1.0, (2,)), lambda _: 1e-3)
+
+
+@pytest.mark.parametrize("policy_class", POLICIES)
+def test_a_saved_policy_is_loaded_with_its_architecture_bounds_and_values(policy_class, tmp_path):
+    arguments = {"net_arch": {"discrete": [3], "continuous": [4, 4], "value": []}, "linear_path": ("discrete", "value")}
+    policy = shaken(make_policy(policy_class, **arguments))
+    policy.components["value"].rescale(-7.0, 3.0)
+    policy.save(tmp_path / "policy.pt")
+    loaded = policy_class.load(tmp_path / "policy.pt", device="cpu")
+    obs = observe(10)
+    for function in OUTPUTS.values():
+        assert torch.equal(getattr(loaded, function)(obs), getattr(policy, function)(obs))
+    assert loaded.state_dict().keys() == policy.state_dict().keys()
+    assert loaded.predict(obs[0].numpy(), deterministic=True)[0][0] == policy.predict(obs[0].numpy(), deterministic=True)[0][0]
+
+
+def test_a_copied_policy_learns_apart_from_the_original():
+    policy = make_policy()
+    twin = copy.deepcopy(policy)
+    twin.predict_values(observe(3)).sum().backward()
+    twin.optimizer.step()
+    assert all(p.grad is None for p in policy.parameters())
+    assert not torch.equal(twin.predict_values(observe(3)), policy.predict_values(observe(3)))
+
+
+def test_the_environments_bounds_and_scale_reach_the_policy():
+    from sb3_hpo import HPO
+
+    env = gym.make("HybridInventory-v0", n_items=2).unwrapped
+    model = HPO("MlpPolicy", env, n_scenarios=2, policy_kwargs={"net_arch": [4]})
+    np.testing.assert_array_equal(model.policy.action_bounds, env.action_bounds)
+    np.testing.assert_array_equal(model.policy.action_scale, env.action_scale)
