@@ -56,7 +56,9 @@ def main() -> None:
     bound = lower_bound(env)
     console.print(result_table(costs, seconds, benchmark, bound, n_scenarios))
     draw_curves(curves, benchmark, args.out / "learning_curve.png", f"{args.items} items, seed {args.seed}")
-    console.print(f"models, TensorBoard log and learning_curve.png: {args.out}    (tensorboard --logdir {args.out}/tensorboard)")
+    console.print(
+        f"models, TensorBoard log and learning_curve.png: {args.out}    (tensorboard --logdir {args.out}/tensorboard)"
+    )
 
 
 def parse_args() -> argparse.Namespace:
@@ -100,7 +102,9 @@ def draw_curves(curves: dict[str, CostCurve], benchmark: float, path: Path, titl
     for name, curve in curves.items():
         axes.plot(curve.steps, curve.costs, marker="o", markersize=3, label=f"{name}: {curve.costs[-1]:.2f}")
     axes.axhline(benchmark, color="gray", linestyle="--", label=f"periodic review (R, S): {benchmark:.2f}")
-    axes.set(xlabel="environment steps", ylabel="cost per item and period", yscale="log", title=f"Joint replenishment, {title}")
+    axes.set(
+        xlabel="environment steps", ylabel="cost per item and period", yscale="log", title=f"Joint replenishment, {title}"
+    )
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path)

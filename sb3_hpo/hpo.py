@@ -88,12 +88,13 @@ class HPO(HybridPPO):
         target_kl: float | None = 0.015,
         **ppo_kwargs: Any,
     ):
+        check_count("n_scenarios", n_scenarios)
         if env is not None:
             env = simulated(env, n_scenarios)
             n_scenarios = env.num_envs
             n_steps = n_steps or env.get_attr("horizon")[0]
             batch_size = batch_size or math.ceil(n_steps * n_scenarios / 4)
-        self.n_scenarios = check_count("n_scenarios", n_scenarios)
+        self.n_scenarios = n_scenarios
         self.cross_term = cross_term
         self.pathwise_weight = pathwise_weight
         self.normalize_reward = normalize_reward

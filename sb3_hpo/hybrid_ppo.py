@@ -8,7 +8,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
 
 from hybrid_envs.spaces import split_hybrid_space
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
@@ -77,12 +77,16 @@ class HybridPPO(PPO, TupleActions):
         env = PPO._wrap_env(env, verbose, monitor_wrapper)
         return env if is_vecenv_wrapped(env, HybridActionWrapper) else HybridActionWrapper(env)
 
+    def get_env(self) -> VecEnv | None:
+        # As it was given: EvalCallback compares its wrappers with those of the evaluation environment.
+        return self.env.venv if isinstance(self.env, HybridActionWrapper) else self.env
+
     def _setup_model(self) -> None:
         if self.rollout_buffer_class is None:
             dict_obs = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = HybridDictRolloutBuffer if dict_obs else HybridRolloutBuffer
         if self.env is not None:
-            self.policy_kwargs = action_geometry(self.env) | self.policy_kwargs
+            self.policy_kwargs = scales(self.env) | self.policy_kwargs
         super()._setup_model()
 
     def train(self) -> None:
@@ -90,9 +94,13 @@ class HybridPPO(PPO, TupleActions):
         super().train()
 
 
-def action_geometry(env: VecEnv) -> dict[str, Any]:
+def scales(env: VecEnv) -> dict[str, Any]:
     """
-    :return: the policy arguments ``action_bounds`` and ``action_scale``, as far as the environment states them
+    :return: the policy arguments on bounds and scales of actions and observations, as far as the environment states them
     """
     split_hybrid_space(env.action_space)
-    return {name: env.get_attr(name)[0] for name in ("action_bounds", "action_scale") if env.has_attr(name)}
+    names = ["action_bounds", "action_scale"]
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is None or not normalizer.norm_obs:
+        names += ["observation_center", "observation_scale"]
+    return {name: env.get_attr(name)[0] for name in names if env.has_attr(name)}

@@ -116,6 +116,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
     :param lr_schedule: learning-rate schedule
     :param action_bounds: per-regime bounds, shape ``(J, n, 2)``; the Box's for every regime unless given
     :param action_scale: typical magnitude of b, shape ``(n,)``; 1 unless given
+    :param observation_center: typical value of a Box observation, shape ``(d,)``; 0 unless given
+    :param observation_scale: typical deviation from it, shape ``(d,)``; 1 unless given
     :param net_arch: hidden layers of every network, or a dict with ``discrete``, ``continuous`` and ``value``
     :param linear_path: the networks that have a linear path from features to output beside their hidden layers; none unless
         given, in HPO's policy the continuous one
@@ -134,6 +136,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         action_bounds: np.ndarray | None = None,
         action_scale: np.ndarray | None = None,
+        observation_center: np.ndarray | None = None,
+        observation_scale: np.ndarray | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         linear_path: Sequence[str] | None = None,
         log_std_init: float = 0.0,
@@ -144,6 +148,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
             action_bounds = np.tile(np.stack([box.low, box.high], axis=-1), (int(discrete.n), 1, 1))
         self.action_bounds = np.asarray(action_bounds, dtype=np.float32)
         self.action_scale = np.ones(box.shape, np.float32) if action_scale is None else np.asarray(action_scale, np.float32)
+        self.observation_center, self.observation_scale = observation_center, observation_scale
         net_arch = [512, 512] if net_arch is None else net_arch
         if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
             raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
@@ -173,7 +178,13 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
                     self.init_weights(layer, gain=gains[name])
             self.components[name] = component
         self.tower = Tower(self.action_bounds, self.action_scale)
+        self.register_buffer(
+            "obs_center", torch.as_tensor(0.0 if self.observation_center is None else self.observation_center)
+        )
+        self.register_buffer("obs_scale", torch.as_tensor(1.0 if self.observation_scale is None else self.observation_scale))
         self.std_unit: torch.Tensor
+        self.obs_center: torch.Tensor
+        self.obs_scale: torch.Tensor
         if self.stochastic_point:
             self.log_std = nn.Parameter(torch.full((action_size,), self.log_std_init))
             self.register_buffer("std_unit", torch.as_tensor(self.action_scale))
@@ -190,7 +201,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         data = super()._get_constructor_parameters()
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
-        return data | {"action_bounds": self.action_bounds, "action_scale": self.action_scale, "linear_path": self.linear_path}
+        own = ("action_bounds", "action_scale", "observation_center", "observation_scale", "linear_path")
+        return data | {name: getattr(self, name) for name in own}
 
     # ---- the three functions of the state ----------------------------------------------------------------------------
 
@@ -202,6 +214,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
     def _evaluate(self, name: str, obs: PyTorchObs) -> torch.Tensor:
         component = self.component(name)
+        if isinstance(obs, torch.Tensor):
+            obs = (obs - self.obs_center) / self.obs_scale
         return component(super(ActorCriticPolicy, self).extract_features(obs, component.extractor))
 
     def regime_logits(self, obs: PyTorchObs) -> torch.Tensor:

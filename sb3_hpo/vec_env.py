@@ -223,7 +223,7 @@ def simulated(env: GymEnv | str, n_scenarios: int) -> VecEnv:
 def _differentiable(env: Any) -> HybridEnv:
     inner = env
     while isinstance(inner, gym.Wrapper):
-        if not isinstance(inner, PLAIN_WRAPPERS):
+        if isinstance(env.unwrapped, HybridEnv) and not isinstance(inner, PLAIN_WRAPPERS):
             raise ValueError(
                 f"HPO cannot differentiate through the wrapper {type(inner).__name__}. Write the change into the "
                 "environment's step_torch, or use HybridPPO."

@@ -237,9 +237,8 @@ def best_classical(env: HybridInventoryEnv, n_scenarios: int = 1024, seed: int =
     :return: a policy whose ``cost`` is the mean figure of merit over these scenarios
     :raises ValueError: for lost sales, and for items that cost nothing to hold and to lack
     """
-    policies: list[OrderUpTo] = [PeriodicReview.best(env), TotalDemandTrigger.best(env), CanOrder.best(env)]
-    if env.n_items == 1 and env.demand != "data":
-        policies.append(SingleItemSS.best(env))
+    policies: list[OrderUpTo] = [SingleItemSS.best(env)] if env.n_items == 1 and env.demand != "data" else []
+    policies += [PeriodicReview.best(env), TotalDemandTrigger.best(env), CanOrder.best(env)]
     for policy in policies:
         costs = evaluate(env, policy, n_scenarios, seed)
         policy.cost, policy.half_width = float(costs.mean()), float(1.96 * costs.std() / math.sqrt(n_scenarios))

@@ -78,9 +78,7 @@ class _Dual:
         params = env.params
         self.n_modes, self.horizon = env.n_regimes, env.horizon
         self.A = torch.from_numpy(params.A)
-        self.state_root = torch.from_numpy(
-            np.linalg.inv(np.linalg.cholesky(params.Q)).T.copy()
-        )  # X'X = Q⁻¹ for X its transpose
+        self.state_root = torch.from_numpy(np.linalg.inv(np.linalg.cholesky(params.Q))).T  # X with XX' = Q⁻¹
         control_root = np.linalg.inv(np.linalg.cholesky(params.R))
         self.mode_roots = torch.from_numpy(np.concatenate([B @ control_root.T for B in params.B], axis=1))  # (p, J·p)
         self.offset = ((starts @ torch.from_numpy(params.Q)) * starts).sum(dim=1)

@@ -147,6 +147,13 @@ def test_single_item_optimum_of_the_reference_instance() -> None:
     assert policy.cost == pytest.approx(34.901, abs=5e-4)
 
 
+def test_single_item_orders_at_s_and_not_above() -> None:
+    env = HybridInventoryEnv(1)
+    policy = SingleItemSS(env, reorder_point=21, order_up_to=52)
+    assert policy.predict(observe(env, [21.0])[0])[0] == (1, 31.0)
+    assert policy.predict(observe(env, [22.0])[0])[0] == (0, 0.0)
+
+
 def value_iteration(mean: float, lead_time: int, h: float, u: float, K: float) -> tuple[float, np.ndarray, np.ndarray]:
     """Average cost, positions and optimal positions after ordering of one item, on a truncated grid."""
     positions = np.arange(-40, 61)

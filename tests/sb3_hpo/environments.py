@@ -70,13 +70,16 @@ class PurseState(NamedTuple):
 
 
 class PurseEnv(HybridEnv[PurseState]):
-    """Differentiable: spend b from a purse of 6, twice as fast in regime 1, until it is empty or four periods are over."""
+    """
+    Differentiable: spend b from a purse, twice as fast in regime 1, until it is empty (terminated) or four periods are over
+    (truncated). Purses differ, so that scenarios end at different times.
+    """
 
     def __init__(self):
         super().__init__(action_bounds=np.array([[[0.0, 4.0]], [[0.0, 4.0]]]), observation_size=2, horizon=4)
 
     def initial(self, batch_size, generator):
-        money = torch.full((batch_size, 1), 6.0, dtype=self.dtype)
+        money = 20 * torch.rand(batch_size, 1, generator=generator, dtype=self.dtype)
         return PurseState(money, torch.zeros(batch_size, dtype=torch.int64))
 
     def sample_noise(self, batch_size, generator):

@@ -55,7 +55,7 @@ def test_a_single_environment_is_simulated_as_n_scenarios(env):
     before = weights(model)
     model.learn(80)
     assert model.n_envs == 8
-    assert model.rollout_buffer.actions.shape == (80, 1, 3)
+    assert model.rollout_buffer.actions.shape == (80, 3)
     assert not same(weights(model), before)
 
 
@@ -105,28 +105,40 @@ def test_environments_in_subprocesses_are_simulated_in_one_batch():
 def test_the_statistics_of_the_given_vec_normalize_are_the_ones_that_training_updates():
     given = VecNormalize(make_vec_env(ID, 4, env_kwargs=SMALL))
     HPO("MlpPolicy", given, **TINY).learn(80)
-    assert given.obs_rms.count == pytest.approx(4 * 22, abs=1)  # two resets, 20 steps
+    assert given.obs_rms.count == pytest.approx(4 * 21, abs=0.1)  # a reset and two rollouts of ten steps
     stock, holding_cost = given.obs_rms.mean[0], given.obs_rms.mean[6]
     assert stock != 0
     assert holding_cost == pytest.approx(inventory().params.holding_cost[0], rel=0.01)
 
 
+def test_the_bounds_and_scales_of_the_environment_reach_the_policy():
+    env = inventory()
+    policy = HPO("MlpPolicy", env, **TINY).policy
+    for name in ("action_bounds", "action_scale", "observation_center", "observation_scale"):
+        np.testing.assert_array_equal(getattr(policy, name), getattr(env, name))
+
+
+def test_what_vec_normalize_has_scaled_is_not_scaled_again():
+    policy = HPO("MlpPolicy", VecNormalize(make_vec_env(ID, 2, env_kwargs=SMALL)), **TINY).policy
+    assert (policy.observation_center, policy.observation_scale) == (None, None)
+    unscaled = VecNormalize(make_vec_env(ID, 2, env_kwargs=SMALL), norm_obs=False)
+    assert HPO("MlpPolicy", unscaled, **TINY).policy.observation_scale is not None
+
+
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
-def cost(model, env):
-    mean, _ = evaluate_policy(model, make_vec_env(lambda: env, 1), n_eval_episodes=30, deterministic=True)
-    return -mean
+def mean_cost(model, env, deterministic):
+    reward, _ = evaluate_policy(model, make_vec_env(lambda: env, 1), n_eval_episodes=20, deterministic=deterministic)
+    return -reward
 
 
-@pytest.mark.parametrize(
-    ("env", "iterations", "share"), [(lambda: inventory(horizon=20), 40, 0.6), (lambda: regulator(n_dims=3), 40, 0.5)]
-)
-def test_it_beats_its_own_starting_policy_by_a_wide_margin_within_seconds(env, iterations, share):
-    model = HPO("MlpPolicy", env(), n_scenarios=32, **TINY)
-    before = cost(model, env())
-    model.learn(iterations * model.n_envs * model.n_steps)
-    assert cost(model, env()) < share * before
+@pytest.mark.parametrize(("env", "share"), [(lambda: inventory(horizon=20), 0.6), (lambda: regulator(n_dims=3), 0.4)])
+def test_it_beats_its_own_starting_policy_by_a_wide_margin_within_seconds(env, share):
+    model = HPO("MlpPolicy", env(), n_scenarios=32, learning_rate=5e-3, **TINY)
+    start = mean_cost(model, env(), deterministic=False)  # the likeliest of two regimes nearly alike would be a matter of luck
+    model.learn(15 * model.n_envs * model.n_steps)
+    assert mean_cost(model, env(), deterministic=True) < share * start
 
 
 def test_learning_without_an_argument_takes_200_iterations():
@@ -225,7 +237,7 @@ def lively(model):
     """The model with larger random weights, so that regimes depend on states and candidates on regimes."""
     with torch.no_grad():
         for parameter in model.policy.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return model
 
 
@@ -244,7 +256,7 @@ def restarted(state, recorded, rows):
 
 def act(policy, env, state, regime):
     """log π(x | s) and b = β(s)[x] in the precision of the state."""
-    obs = env.observation(state)
+    obs = (env.observation(state) - policy.obs_center) / policy.obs_scale
     log_prob = policy.components["discrete"](obs).log_softmax(dim=1).gather(1, regime[:, None])[:, 0]
     point = policy.tower(policy.components["continuous"](obs))[torch.arange(len(regime)), regime]
     return log_prob, point
@@ -273,7 +285,7 @@ def scales(it):
 
 
 def gradient_of(loss, policy):
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, kappa_of(policy))]).float()
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, kappa_of(policy), retain_graph=True)]).float()
 
 
 def relative_error(gradient, expected):
@@ -330,9 +342,7 @@ def test_every_tenth_iteration_measures_the_cross_term_and_takes_the_same_step()
 def test_with_discounting_each_point_answers_for_the_costs_that_follow_it_discounted_from_its_own_period(cross_term):
     """Σ_t ∂b_t/∂κ · ∂/∂b_t Σ_{k>=t} γ^(k-t) c_k: every b_t in turn is a leaf, and later points respond to the states."""
     gamma, periods, n_envs = 0.7, 5, 4
-    it = one_iteration(
-        lively(hpo(regulator(horizon=periods), gamma=gamma, n_scenarios=n_envs, cross_term=cross_term))
-    )
+    it = one_iteration(lively(hpo(regulator(horizon=periods), gamma=gamma, n_scenarios=n_envs, cross_term=cross_term)))
     env, policy = regulator(horizon=periods).to(dtype=torch.float64), copy.deepcopy(it.policy).double()
     disadvantages, advantage_std, reward_std = scales(it)
     expected = torch.zeros_like(it.gradient)
@@ -441,7 +451,7 @@ def test_the_scenarios_hold_the_candidates_of_the_sampled_regimes():
 
 # ---- VecNormalize ----------------------------------------------------------------------------------------------------
 
-MEAN, VARIANCE, RETURN_VARIANCE, CLIP_OBS, CLIP_REWARD = 0.5, 4.0, 900.0, 1.0, 4.0
+MEAN, VARIANCE, RETURN_VARIANCE, CLIP_OBS, CLIP_REWARD = 0.5, 4.0, 300.0**2, 1.0, 3.0
 
 
 class ScaledByHand(HybridInventoryEnv):
@@ -462,7 +472,8 @@ def test_gradients_through_frozen_vec_normalize_are_those_of_an_environment_scal
     normalized.obs_rms.mean[:], normalized.obs_rms.var[:] = MEAN, VARIANCE
     normalized.ret_rms.var = np.array(RETURN_VARIANCE)
     wrapped = one_iteration(lively(hpo(normalized, gamma=0.9)))
-    by_hand = one_iteration(lively(hpo(ScaledByHand(**SMALL), gamma=0.9)))
+    unscaled = TINY["policy_kwargs"] | {"observation_center": None, "observation_scale": None}
+    by_hand = one_iteration(lively(hpo(ScaledByHand(**SMALL), gamma=0.9, policy_kwargs=unscaled)))
     assert (np.abs(by_hand.buffer["observations"][..., :4]) == CLIP_OBS).any()  # the clip of observations matters
     assert (np.abs(by_hand.rewards) == CLIP_REWARD).any()  # and that of rewards
     assert (np.abs(by_hand.rewards) < CLIP_REWARD).mean() > 0.5
@@ -476,7 +487,9 @@ def test_live_observations_and_rewards_follow_the_moving_statistics_of_vec_norma
 
     class Watch(BaseCallback):
         def _on_step(self):
-            seen.append({name: self.locals[name] for name in ("obs", "live_rewards", "rewards")} | {"shown": self.model._last_obs})
+            seen.append(
+                {name: self.locals[name] for name in ("obs", "live_rewards", "rewards")} | {"shown": self.model._last_obs}
+            )
             return True
 
     hpo(VecNormalize(make_vec_env(ID, 8, env_kwargs=SMALL)), n_steps=25).learn(200, Watch())

@@ -3,7 +3,6 @@
 import copy
 import math
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -161,6 +160,16 @@ def test_a_network_without_hidden_layers_is_affine():
     torch.testing.assert_close(middle, (policy.predict_values(a) + policy.predict_values(b)) / 2)
 
 
+@pytest.mark.parametrize("policy_class", POLICIES)
+def test_observations_are_centred_and_scaled_before_every_network(policy_class):
+    center, scale = np.array([1.0, -2.0, 0.0, 5.0], np.float32), np.array([2.0, 0.5, 1.0, 10.0], np.float32)
+    plain = shaken(make_policy(policy_class))
+    scaling = shaken(make_policy(policy_class, observation_center=center, observation_scale=scale))
+    obs = observe(10)
+    for function in OUTPUTS.values():
+        torch.testing.assert_close(getattr(scaling, function)(obs * scale + center), getattr(plain, function)(obs))
+
+
 @pytest.mark.parametrize("linear_path", [False, True])
 def test_rescaling_the_output_leaves_the_function_unchanged(linear_path):
     torch.manual_seed(0)
@@ -266,9 +275,7 @@ def test_a_policy_of_dict_observations_predicts_for_one_and_for_many():
 
 def test_without_bounds_of_its_own_every_regime_has_those_of_the_box():
     box = spaces.Box(np.array([-1.0, 0.0], np.float32), np.array([2.0, np.inf], np.float32))
-    policy = HybridActorCriticPolicy(
-        OBSERVATIONS, spaces.Tuple((spaces.Discrete(3), box)), lambda _: 1e-3, net_arch=[4]
-    )
+    policy = HybridActorCriticPolicy(OBSERVATIONS, spaces.Tuple((spaces.Discrete(3), box)), lambda _: 1e-3, net_arch=[4])
     np.testing.assert_array_equal(policy.action_bounds, np.tile([[-1.0, 2.0], [0.0, np.inf]], (3, 1, 1)))
     np.testing.assert_array_equal(policy.action_scale, np.ones(2))
 
@@ -291,7 +298,12 @@ def test_a_policy_of_another_action_space_is_refused():
 
 @pytest.mark.parametrize("policy_class", POLICIES)
 def test_a_saved_policy_is_loaded_with_its_architecture_bounds_and_values(policy_class, tmp_path):
-    arguments = {"net_arch": {"discrete": [3], "continuous": [4, 4], "value": []}, "linear_path": ("discrete", "value")}
+    arguments = {
+        "net_arch": {"discrete": [3], "continuous": [4, 4], "value": []},
+        "linear_path": ("discrete", "value"),
+        "observation_center": np.arange(4, dtype=np.float32),
+        "observation_scale": np.full(4, 2.0, dtype=np.float32),
+    }
     policy = shaken(make_policy(policy_class, **arguments))
     policy.components["value"].rescale(-7.0, 3.0)
     policy.save(tmp_path / "policy.pt")
@@ -310,12 +322,3 @@ def test_a_copied_policy_learns_apart_from_the_original():
     twin.optimizer.step()
     assert all(p.grad is None for p in policy.parameters())
     assert not torch.equal(twin.predict_values(observe(3)), policy.predict_values(observe(3)))
-
-
-def test_the_environments_bounds_and_scale_reach_the_policy():
-    from sb3_hpo import HPO
-
-    env = gym.make("HybridInventory-v0", n_items=2).unwrapped
-    model = HPO("MlpPolicy", env, n_scenarios=2, policy_kwargs={"net_arch": [4]})
-    np.testing.assert_array_equal(model.policy.action_bounds, env.action_bounds)
-    np.testing.assert_array_equal(model.policy.action_scale, env.action_scale)

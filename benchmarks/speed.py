@@ -1,0 +1,126 @@
+"""
+How long an HPO iteration takes and where the time goes, and how many environment steps a second the simulators make.
+
+    python -m benchmarks.speed [--iterations 10] [--hidden 512] [--seconds 1]
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from stable_baselines3.common.logger import configure
+
+import hybrid_envs  # noqa: F401  registers the environments
+from hybrid_envs.core import HybridEnv
+from hybrid_envs.spaces import HybridAction
+from hybrid_envs.vector import HybridVectorEnv
+from sb3_hpo import HPO
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[1])
+    parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--hidden", type=int, default=512, help="width of the two hidden layers of each network")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each simulator")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    iteration_time(args.iterations, args.hidden)
+    steps_per_second(args.seconds)
+
+
+def iteration_time(iterations: int, hidden: int) -> None:
+    """Print the median time of one HPO iteration and of its three parts."""
+    env = gym.make("HybridInventory-v0", n_items=20)
+    model = TimedHPO("MlpPolicy", env, n_scenarios=64, seed=0, policy_kwargs={"net_arch": [hidden, hidden]})
+    model.set_logger(configure(None, []))
+    model.learn((iterations + 1) * model.n_steps * model.n_envs)
+    seconds = {part: float(np.median(times[1:])) for part, times in model.seconds.items()}
+    total = sum(seconds.values())
+    print(f"HPO iteration, 20 items, 64 scenarios, 100 periods, 2x{hidden} networks, one thread: {total:.3f} s (median)")
+    for part, value in seconds.items():
+        print(f"  {part:<16} {value:.3f} s  {value / total:.0%}")
+
+
+class TimedHPO(HPO):
+    """HPO with a clock around the parts of an iteration."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.seconds: dict[str, list[float]] = defaultdict(list)
+        super().__init__(*args, **kwargs)
+
+    @contextmanager
+    def _timed(self, part: str) -> Any:
+        start = time.perf_counter()
+        yield
+        self.seconds[part].append(time.perf_counter() - start)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        with self._timed("rollout"):
+            return super().collect_rollouts(*args, **kwargs)
+
+    def _mixed_gradient_step(self) -> None:
+        with self._timed("backward"):
+            super()._mixed_gradient_step()
+
+    def train(self) -> None:
+        start = time.perf_counter()
+        super().train()
+        self.seconds["PPO epochs"].append(time.perf_counter() - start - self.seconds["backward"][-1])
+
+
+def steps_per_second(seconds: float) -> None:
+    """Print the speed of both environments in single, batched and differentiated form, beside Gymnasium's SyncVectorEnv."""
+    columns = "".join(f"{title:>15}" for title in ("scenarios", "no gradient", "with gradient", "SyncVectorEnv"))
+    print(f"\n{'environment steps per second':<40}{columns}")
+    for env_id, kwargs in (("HybridInventory-v0", {"n_items": 20}), ("HybridSwitchedLQR-v0", {"n_dims": 48})):
+        for n in (1, 64, 1024):
+            batched = HybridVectorEnv(gym.make(env_id, **kwargs).unwrapped, n)  # type: ignore[arg-type]
+            plain = rate(lambda b=batched: episode(b, gradient=False), seconds)
+            live = rate(lambda b=batched: episode(b, gradient=True), seconds)
+            sync = gym.make_vec(env_id, n, vectorization_mode="sync", **kwargs) if n <= 64 else None
+            looped = f"{rate(lambda s=sync: sync_steps(s), seconds):,.0f}" if sync is not None else "-"
+            print(f"{env_id + ' ' + str(kwargs):<40}{n:>15}{plain:>15,.0f}{live:>15,.0f}{looped:>15}")
+
+
+def rate(work: Callable[[], int], seconds: float) -> float:
+    """
+    :param work: does some steps and returns their number
+    :return: steps per second, after one call to warm up
+    """
+    work()
+    start, steps = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        steps += work()
+    return steps / (time.perf_counter() - start)
+
+
+def episode(batched: HybridVectorEnv, gradient: bool) -> int:
+    """One episode of all scenarios with a fixed action; with gradients, also the backward pass to every action."""
+    env: HybridEnv = batched.env
+    batched.detach() if batched.state is not None else batched.reset(seed=0)
+    regime = torch.ones(batched.num_envs, dtype=torch.int64)
+    point = torch.as_tensor(env.action_scale).expand(batched.num_envs, -1).clone().requires_grad_(gradient)
+    with torch.set_grad_enabled(gradient):
+        total = sum(batched.advance(HybridAction(regime, point))[0].reward.sum() for _ in range(env.horizon))
+    if gradient:
+        total.backward()  # type: ignore[union-attr]
+    return env.horizon * batched.num_envs
+
+
+def sync_steps(sync: gym.vector.VectorEnv, steps: int = 20) -> int:
+    sync.reset(seed=0)
+    sync.action_space.seed(0)
+    actions = sync.action_space.sample()
+    for _ in range(steps):
+        sync.step(actions)
+    return steps * sync.num_envs
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,220 @@
+"""A mistake is named where it is made, before any work is lost."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.wrappers import RescaleObservation, TimeLimit, TransformReward
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
+
+from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs.wrappers import FlatActionWrapper
+from sb3_hpo import HPO, HybridPPO
+from sb3_hpo.vec_env import HybridVecEnv
+from tests.sb3_hpo.environments import PurseEnv, TargetEnv
+
+ID, SMALL = "HybridInventory-v0", {"n_items": 2, "horizon": 10}
+NET = {"net_arch": [8]}
+
+
+@pytest.fixture(params=[HPO, HybridPPO])
+def algorithm(request):
+    return request.param
+
+
+def small(env_class=HybridInventoryEnv, **kwargs):
+    return env_class(**SMALL | kwargs)
+
+
+def make(algorithm, env=None, **kwargs):
+    kwargs = {"n_steps": 10, "batch_size": 10, "policy_kwargs": NET} | kwargs
+    return algorithm("MlpPolicy", small() if env is None else env, **kwargs)
+
+
+# ---- environments ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env", [TargetEnv, lambda: DummyVecEnv([TargetEnv] * 2)])
+def test_an_environment_without_step_torch_is_told_what_is_missing_and_where_to_go(env):
+    with pytest.raises(TypeError, match=r"step_torch\(\), which .*TargetEnv.* does not have.*Use HybridPPO"):
+        HPO("MlpPolicy", env(), policy_kwargs=NET)
+
+
+def test_what_is_missing_is_told_before_the_wrappers_are_looked_at():
+    """Most registered environments stand in a TimeLimit."""
+    with pytest.raises(
+        TypeError, match=r"step_torch\(\), which .*Pendulum.* does not have: it is not a hybrid_envs.HybridEnv"
+    ):
+        HPO("MlpPolicy", "Pendulum-v1")
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda env: RescaleObservation(env, np.float32(-1), np.float32(1)),
+        lambda env: TransformReward(env, lambda reward: reward / 100),
+        lambda env: TimeLimit(env, 5),
+        FlatActionWrapper,
+    ],
+)
+def test_a_wrapper_that_gradients_cannot_follow_is_refused_by_name(wrap):
+    env = small()
+    env.observation_space = spaces.Box(-10, 10, env.observation_space.shape, dtype=np.float32)
+    env = wrap(env)
+    for given in (env, DummyVecEnv([lambda: env])):
+        with pytest.raises(ValueError, match=rf"cannot differentiate through the wrapper {type(env).__name__}\..*HybridPPO"):
+            HPO("MlpPolicy", given, policy_kwargs=NET)
+
+
+def test_a_vec_wrapper_that_gradients_cannot_follow_is_refused_by_name():
+    env = VecFrameStack(make_vec_env(ID, 2, env_kwargs=SMALL), 3)
+    with pytest.raises(ValueError, match=r"cannot differentiate through VecFrameStack; it knows VecNormalize and VecMonitor"):
+        HPO("MlpPolicy", env, policy_kwargs=NET)
+
+
+def test_a_time_limit_given_to_gymnasium_make_is_refused_too():
+    with pytest.raises(ValueError, match="TimeLimit"):
+        HPO("MlpPolicy", gym.make(ID, max_episode_steps=5, **SMALL), policy_kwargs=NET)
+
+
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1", lambda: FlatActionWrapper(small())])
+def test_hybrid_ppo_names_the_action_space_it_needs_and_the_one_it_got(env):
+    with pytest.raises(TypeError, match=r"must be Tuple\(Discrete\(J\), Box\(shape=\(n,\)\)\).*, got (Box|Discrete)\("):
+        HybridPPO("MlpPolicy", env if isinstance(env, str) else env(), policy_kwargs=NET)
+
+
+def test_a_vec_env_of_different_problems_is_refused_and_the_difference_shown():
+    costs = iter([1.0, 2.0])
+    env = DummyVecEnv([lambda: gym.make(ID, fixed_cost=next(costs), **SMALL)] * 2)
+    with pytest.raises(ValueError, match=r"holds 2: .*'fixed_cost': 1.0.*'fixed_cost': 2.0"):
+        HPO("MlpPolicy", env, policy_kwargs=NET)
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_argument_is_named(algorithm):
+    with pytest.raises(TypeError, match="n_scenario_count"):
+        make(algorithm, n_scenario_count=3)
+
+
+@pytest.mark.parametrize("n_scenarios", [0, -1, 2.5])
+def test_a_number_of_scenarios_that_is_none_is_refused(n_scenarios):
+    with pytest.raises(ValueError, match=rf"n_scenarios must be an integer >= 1, got {n_scenarios}"):
+        HPO("MlpPolicy", small(), n_scenarios=n_scenarios, policy_kwargs=NET)
+
+
+@pytest.mark.parametrize("ent_coef", ["linear_0.5", "lin_", "lin_half", "0.5"])
+def test_a_schedule_that_cannot_be_read_is_refused_with_the_notation(algorithm, ent_coef):
+    with pytest.raises(ValueError, match=rf"ent_coef must be a number, a schedule or 'lin_V', got '{ent_coef}'"):
+        make(algorithm, ent_coef=ent_coef)
+
+
+@pytest.mark.parametrize("name", ["continuous_learning_rate", "value_learning_rate"])
+def test_a_learning_rate_that_cannot_be_read_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} must be a number, a schedule or 'lin_V', got 'fast'"):
+        make(HPO, **{name: "fast"})
+
+
+def test_an_unknown_policy_is_refused(algorithm):
+    with pytest.raises(ValueError, match="Policy CnnPolicy unknown"):
+        algorithm("CnnPolicy", small())
+
+
+# ---- model files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: small(n_items=3), "Observation spaces do not match"),
+        (lambda: HybridSwitchedLQREnv(n_dims=10, n_modes=3), "Action spaces do not match"),
+    ],
+)
+def test_a_model_of_another_environment_is_not_loaded_nor_given_that_environment(algorithm, other, message, tmp_path):
+    model = make(algorithm)
+    assert model.observation_space.shape == (10,)
+    model.save(tmp_path / "model")
+    for env in (other(), DummyVecEnv([other])):
+        with pytest.raises(ValueError, match=message):
+            algorithm.load(tmp_path / "model", env)
+    with pytest.raises(ValueError, match=message):
+        model.set_env(other())
+
+
+def test_a_model_file_does_not_make_an_environment_differentiable(tmp_path):
+    make(HPO).save(tmp_path / "model")
+    with pytest.raises(TypeError, match="Use HybridPPO"):
+        HPO.load(tmp_path / "model", TargetEnv())
+
+
+def test_a_missing_model_file_is_named(algorithm):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        algorithm.load("nowhere", small())
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+class ExplodingEnv(HybridInventoryEnv):
+    """Its cost is infinite in period 3."""
+
+    def reward(self, state, action, noise, next_state):
+        return torch.where(state.period == 3, -torch.inf, super().reward(state, action, noise, next_state))
+
+
+def test_an_infinite_cost_stops_training_and_names_environment_and_period(algorithm):
+    with pytest.raises(FloatingPointError, match=r"ExplodingEnv: non-finite reward in period 3 \(scenario 0\)"):
+        make(algorithm, small(ExplodingEnv)).learn(100)
+
+
+class EmptyPurseEnv(PurseEnv):
+    """Its cost is undefined in the period in which a purse is emptied."""
+
+    def reward(self, state, action, noise, next_state):
+        reward = super().reward(state, action, noise, next_state)
+        return torch.where((state.period == 2) & (action.regime == 1), torch.nan, reward)
+
+
+def test_the_period_named_is_that_of_the_scenario_named():
+    """Scenarios that end early are in other periods than their neighbours."""
+    env = HybridVecEnv(EmptyPurseEnv(), 3)
+    env.reset()
+    state = env.simulator.state
+    periods = torch.tensor([3, 2, 0])
+    env.simulator.state = state._replace(money=torch.full_like(state.money, 15.0), period=periods)
+    with pytest.raises(FloatingPointError, match=r"EmptyPurseEnv: non-finite reward in period 2 \(scenario 1\)"):
+        env.step([(1, np.ones(1, dtype=np.float32))] * 3)
+
+
+class SteepEnv(HybridInventoryEnv):
+    """Its cost is finite, but has an infinite slope where nothing is ordered."""
+
+    def reward(self, state, action, noise, next_state):
+        return super().reward(state, action, noise, next_state) - (0 * action.point).sqrt().sum(dim=1)
+
+
+def test_a_gradient_that_is_not_finite_stops_training_and_names_the_network():
+    model = make(HPO, small(SteepEnv), n_scenarios=4)
+    before = {name: value.clone() for name, value in model.policy.state_dict().items() if "continuous" in name}
+    with pytest.raises(FloatingPointError, match=r"the gradient of the continuous network has norm nan at 40 steps"):
+        model.learn(40)
+    assert all(torch.equal(model.policy.state_dict()[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ((1, [3.0, -0.5]), r"b\[1\] = -0.5 is outside \[0.0, inf\]"),
+        ((1, [np.nan, 1.0]), r"b\[0\] = nan is outside \[0.0, inf\]"),
+        ((2, [1.0, 1.0]), r"regime 2 is not one of 0..1"),
+        ((1, [1.0]), r"the point of an action has shape \(2,\), got \(1,\)"),
+    ],
+)
+def test_an_action_outside_its_bounds_is_refused_by_the_batched_environment(action, message):
+    env = HybridVecEnv(small(), 2)
+    env.reset()
+    with pytest.raises(ValueError, match=f"HybridInventoryEnv: {message}"):
+        env.step([(0, np.zeros(2, dtype=np.float32)), action])
