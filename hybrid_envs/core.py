@@ -58,8 +58,6 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
     :param observation_size: d, the length of an observation
     :param horizon: T, the number of periods of an episode
     :param action_scale: typical magnitude of b, scalar or shape ``(n,)``; a hint from which policies start
-    :param observation_center: typical value of an observation, scalar or shape ``(d,)``; a hint likewise
-    :param observation_scale: typical deviation from it, scalar or shape ``(d,)``; a hint likewise
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: if an argument is outside what is allowed
     """
@@ -73,8 +71,6 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         observation_size: int,
         horizon: int,
         action_scale: float | np.ndarray = 1.0,
-        observation_center: float | np.ndarray = 0.0,
-        observation_scale: float | np.ndarray = 1.0,
         render_mode: str | None = None,
     ):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
@@ -85,8 +81,6 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         self.n_regimes, self.action_size = self.action_bounds.shape[:2]
         self.action_scale = check_array("action_scale", action_scale, (self.action_size,), above=0.0).astype(np.float32)
         size = (check_count("observation_size", observation_size),)
-        self.observation_center = check_array("observation_center", observation_center, size).astype(np.float32)
-        self.observation_scale = check_array("observation_scale", observation_scale, size, above=0.0).astype(np.float32)
         self.observation_space = spaces.Box(-np.inf, np.inf, size, dtype=np.float32)
         self.render_mode = render_mode
         self.device = torch.device("cpu")

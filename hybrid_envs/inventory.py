@@ -158,16 +158,12 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
             lost_sales=lost_sales,
         )
         self.n_items = n_items
-        lots = lot_size(self.params)
-        constants = np.concatenate([self.params.underage_cost, self.params.holding_cost, self.params.mean_demand])
         no_order, order = [[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items
         super().__init__(
             action_bounds=np.array([no_order, order]),
             observation_size=n_items * (lead_time + 3),
             horizon=horizon,
-            action_scale=lots,
-            observation_center=np.concatenate([np.zeros(lead_time * n_items), constants]),
-            observation_scale=np.concatenate([np.tile(lots / self.params.mean_demand, lead_time), np.ones(3 * n_items)]),
+            action_scale=lot_size(self.params),
             render_mode=render_mode,
         )
         self.mean_demand = torch.tensor(self.params.mean_demand, dtype=self.dtype)

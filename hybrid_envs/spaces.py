@@ -88,3 +88,25 @@ def packed_space(action_space: spaces.Space) -> spaces.Box:
     discrete, box = split_hybrid_space(action_space)
     low, high = np.append(0, box.low), np.append(discrete.n - 1, box.high)
     return spaces.Box(low.astype(np.float32), high.astype(np.float32))
+
+
+def box_bounds(action_space: spaces.Space) -> np.ndarray:
+    """
+    :param action_space: ``Tuple(Discrete(J), Box(shape=(n,)))``
+    :return: the Box's bounds for every regime, shape ``(J, n, 2)``
+    """
+    discrete, box = split_hybrid_space(action_space)
+    return np.tile(np.stack([box.low, box.high], axis=-1), (int(discrete.n), 1, 1))
+
+
+def feasible_actions(packed: torch.Tensor, action_bounds: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """
+    Packed actions one by one, as ``step`` takes them, with b clipped to the bounds of its regime.
+
+    :param packed: shape ``(batch, 1 + n)``
+    :param action_bounds: shape ``(J, n, 2)``
+    :return: ``batch`` pairs (x, b), b of shape ``(n,)``
+    """
+    regimes, points = (part.cpu().numpy() for part in unpack(packed))
+    low, high = np.moveaxis(action_bounds[regimes], -1, 0)
+    return list(zip(regimes.tolist(), np.clip(points, low, high).astype(action_bounds.dtype), strict=True))

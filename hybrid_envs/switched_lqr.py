@@ -129,7 +129,6 @@ class HybridSwitchedLQREnv(HybridEnv[SwitchedLQRState]):
             observation_size=n_dims,
             horizon=horizon,
             action_scale=self.start_limit,
-            observation_scale=self.start_limit,
             render_mode=render_mode,
         )
         self.n_dims = n_dims

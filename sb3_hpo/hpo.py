@@ -51,7 +51,8 @@ class HPO(HybridPPO):
     :param cross_term: whether the mixed gradient keeps its cross term; without it, it is biased but less noisy
     :param pathwise_weight: weight of the pathwise term against the cross term; the estimator is unbiased at 1
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
-    :param learning_rate: of the discrete network, and of the others unless they have their own; a float or a schedule
+    :param learning_rate: of the discrete network, and of the others unless they have their own; a number, a schedule, or
+        ``"lin_V"`` for a linear decay from V to 0
     :param continuous_learning_rate: of the continuous network
     :param value_learning_rate: of the value network
     :param batch_size: PPO minibatch; a quarter of the iteration's data unless given
@@ -63,6 +64,7 @@ class HPO(HybridPPO):
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": DeterministicPointPolicy}
     policy: DeterministicPointPolicy
+    stochastic_point = False
 
     def __init__(
         self,
@@ -74,7 +76,7 @@ class HPO(HybridPPO):
         cross_term: bool = True,
         pathwise_weight: float = 1.0,
         normalize_reward: bool = True,
-        learning_rate: float | Schedule = 1e-3,
+        learning_rate: float | str | Schedule = 1e-3,
         continuous_learning_rate: float | str | Schedule | None = None,
         value_learning_rate: float | str | Schedule | None = None,
         batch_size: int | None = None,
@@ -92,8 +94,10 @@ class HPO(HybridPPO):
         if env is not None:
             env = simulated(env, n_scenarios)
             n_scenarios = env.num_envs
-            n_steps = n_steps or env.get_attr("horizon")[0]
-            batch_size = batch_size or math.ceil(n_steps * n_scenarios / 4)
+            n_steps = env.get_attr("horizon")[0] if n_steps is None else check_count("n_steps", n_steps)
+            batch_size = (
+                math.ceil(n_steps * n_scenarios / 4) if batch_size is None else check_count("batch_size", batch_size, 2)
+            )
         self.n_scenarios = n_scenarios
         self.cross_term = cross_term
         self.pathwise_weight = pathwise_weight

@@ -8,9 +8,8 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped
 
-from hybrid_envs.spaces import split_hybrid_space
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
 from sb3_hpo.vec_env import HybridActionWrapper
@@ -50,7 +49,8 @@ class HybridPPO(PPO, TupleActions):
 
     :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
     :param env: environment, its id, or a VecEnv
-    :param ent_coef: entropy coefficient; also a schedule, or ``"lin_0.5"`` for a linear decay to 0
+    :param learning_rate: a number, a schedule, or ``"lin_3e-4"`` for a linear decay to 0
+    :param ent_coef: entropy coefficient, likewise
     :param ppo_kwargs: the arguments of :class:`stable_baselines3.PPO`
     :raises TypeError: if the action space is not ``Tuple(Discrete, Box)``
     """
@@ -60,17 +60,21 @@ class HybridPPO(PPO, TupleActions):
         "MultiInputPolicy": HybridMultiInputPolicy,
     }
     policy: HybridActorCriticPolicy
+    stochastic_point: ClassVar[bool] = True
+    """Whether the algorithm explores with a Gaussian point; its policy has to do as it does."""
 
     def __init__(
         self,
         policy: str | type[HybridActorCriticPolicy],
         env: GymEnv | str,
         *,
+        learning_rate: float | str | Schedule = 3e-4,
         ent_coef: float | str | Schedule = 0.0,
         **ppo_kwargs: Any,
     ):
         self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
-        super().__init__(policy, env, ent_coef=self.ent_coef_schedule(1.0), **ppo_kwargs)
+        learning_rate = make_schedule("learning_rate", learning_rate)
+        super().__init__(policy, env, learning_rate=learning_rate, ent_coef=self.ent_coef_schedule(1.0), **ppo_kwargs)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -82,11 +86,17 @@ class HybridPPO(PPO, TupleActions):
         return self.env.venv if isinstance(self.env, HybridActionWrapper) else self.env
 
     def _setup_model(self) -> None:
+        if getattr(self.policy_class, "stochastic_point", None) is not self.stochastic_point:
+            kind = "Gaussian" if self.stochastic_point else "deterministic"
+            raise ValueError(
+                f"{type(self).__name__} needs a hybrid policy with a {kind} point, not {self.policy_class.__name__}; "
+                "is this the file of another algorithm?"
+            )
         if self.rollout_buffer_class is None:
             dict_obs = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = HybridDictRolloutBuffer if dict_obs else HybridRolloutBuffer
         if self.env is not None:
-            self.policy_kwargs = scales(self.env) | self.policy_kwargs
+            self.policy_kwargs = action_geometry(self.env) | self.policy_kwargs
         super()._setup_model()
 
     def train(self) -> None:
@@ -94,13 +104,8 @@ class HybridPPO(PPO, TupleActions):
         super().train()
 
 
-def scales(env: VecEnv) -> dict[str, Any]:
+def action_geometry(env: VecEnv) -> dict[str, Any]:
     """
-    :return: the policy arguments on bounds and scales of actions and observations, as far as the environment states them
+    :return: the policy arguments ``action_bounds`` and ``action_scale``, as far as the environment states them
     """
-    split_hybrid_space(env.action_space)
-    names = ["action_bounds", "action_scale"]
-    normalizer = unwrap_vec_normalize(env)
-    if normalizer is None or not normalizer.norm_obs:
-        names += ["observation_center", "observation_scale"]
-    return {name: env.get_attr(name)[0] for name in names if env.has_attr(name)}
+    return {name: env.get_attr(name)[0] for name in ("action_bounds", "action_scale") if env.has_attr(name)}

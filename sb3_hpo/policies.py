@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 from torch.nn import functional as F
 
-from hybrid_envs.spaces import split_hybrid_space, unpack
+from hybrid_envs.spaces import box_bounds, feasible_actions, split_hybrid_space, unpack
 from sb3_hpo.distributions import HybridDistribution
 
 COMPONENTS = ("discrete", "continuous", "value")
@@ -116,8 +116,6 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
     :param lr_schedule: learning-rate schedule
     :param action_bounds: per-regime bounds, shape ``(J, n, 2)``; the Box's for every regime unless given
     :param action_scale: typical magnitude of b, shape ``(n,)``; 1 unless given
-    :param observation_center: typical value of a Box observation, shape ``(d,)``; 0 unless given
-    :param observation_scale: typical deviation from it, shape ``(d,)``; 1 unless given
     :param net_arch: hidden layers of every network, or a dict with ``discrete``, ``continuous`` and ``value``
     :param linear_path: the networks that have a linear path from features to output beside their hidden layers; none unless
         given, in HPO's policy the continuous one
@@ -136,19 +134,15 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         action_bounds: np.ndarray | None = None,
         action_scale: np.ndarray | None = None,
-        observation_center: np.ndarray | None = None,
-        observation_scale: np.ndarray | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         linear_path: Sequence[str] | None = None,
         log_std_init: float = 0.0,
         **kwargs: Any,
     ):
-        discrete, box = split_hybrid_space(action_space)
-        if action_bounds is None:
-            action_bounds = np.tile(np.stack([box.low, box.high], axis=-1), (int(discrete.n), 1, 1))
+        _, box = split_hybrid_space(action_space)
+        action_bounds = box_bounds(action_space) if action_bounds is None else action_bounds
         self.action_bounds = np.asarray(action_bounds, dtype=np.float32)
         self.action_scale = np.ones(box.shape, np.float32) if action_scale is None else np.asarray(action_scale, np.float32)
-        self.observation_center, self.observation_scale = observation_center, observation_scale
         net_arch = [512, 512] if net_arch is None else net_arch
         if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
             raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
@@ -178,13 +172,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
                     self.init_weights(layer, gain=gains[name])
             self.components[name] = component
         self.tower = Tower(self.action_bounds, self.action_scale)
-        self.register_buffer(
-            "obs_center", torch.as_tensor(0.0 if self.observation_center is None else self.observation_center)
-        )
-        self.register_buffer("obs_scale", torch.as_tensor(1.0 if self.observation_scale is None else self.observation_scale))
         self.std_unit: torch.Tensor
-        self.obs_center: torch.Tensor
-        self.obs_scale: torch.Tensor
         if self.stochastic_point:
             self.log_std = nn.Parameter(torch.full((action_size,), self.log_std_init))
             self.register_buffer("std_unit", torch.as_tensor(self.action_scale))
@@ -201,7 +189,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         data = super()._get_constructor_parameters()
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
-        own = ("action_bounds", "action_scale", "observation_center", "observation_scale", "linear_path")
+        own = ("action_bounds", "action_scale", "linear_path")
         return data | {name: getattr(self, name) for name in own}
 
     # ---- the three functions of the state ----------------------------------------------------------------------------
@@ -214,8 +202,6 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
     def _evaluate(self, name: str, obs: PyTorchObs) -> torch.Tensor:
         component = self.component(name)
-        if isinstance(obs, torch.Tensor):
-            obs = (obs - self.obs_center) / self.obs_scale
         return component(super(ActorCriticPolicy, self).extract_features(obs, component.extractor))
 
     def regime_logits(self, obs: PyTorchObs) -> torch.Tensor:
@@ -273,10 +259,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         self.set_training_mode(False)
         obs, is_batch = self.obs_to_tensor(observation)
         with torch.no_grad():
-            regimes, points = unpack(self._predict(obs, deterministic=deterministic).cpu())
-        _, box = split_hybrid_space(self.action_space)
-        clipped = np.clip(points.numpy(), box.low, box.high).astype(box.dtype)
-        actions = list(zip(regimes.tolist(), clipped, strict=True))
+            actions = feasible_actions(self._predict(obs, deterministic=deterministic), self.action_bounds)
         return (actions if is_batch else actions[0]), state
 
 

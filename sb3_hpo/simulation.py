@@ -32,10 +32,14 @@ class Rollout(NamedTuple):
     0, but regimes are drawn on: so the probabilities of all regime sequences still sum to 1.
     """
 
+    states: Any
     observations: torch.Tensor
+    log_pi: torch.Tensor
+    """log π_φ(j | s_t) of every regime j, shape ``(T, batch, J)``."""
     regimes: torch.Tensor
     rewards: torch.Tensor
     log_probs: torch.Tensor
+    """log π(x_t | s_t), or log π(x_t, b_t | s_t) if the points are drawn too."""
 
 
 def simulate(
@@ -62,8 +66,9 @@ def simulate(
     """
     low, high, scale = _point_geometry(env)
     episode = _Episode(env, initial_state)
-    periods = []
+    states, periods = [], []
     for period, shock in enumerate(noise):
+        states.append(episode.state)
         obs = env.observation(episode.state)
         log_pi = F.log_softmax(policy.regime_logits(obs if live_score else obs.detach()), dim=1)
         x = regimes[period] if regimes is not None else torch.multinomial(log_pi.detach().exp(), 1, generator=generator)[:, 0]
@@ -76,8 +81,48 @@ def simulate(
             b = drawn.clamp(low[x], high[x])
         result = env.step_torch(episode.state, HybridAction(x, b), shock)
         reward = episode.advance(result.state, result.reward, period)
-        periods.append(Rollout(obs, x, reward, log_prob))
-    return Rollout(*map(torch.stack, zip(*periods, strict=True)))
+        periods.append((obs, log_pi, x, reward, log_prob))
+    stacked = type(initial_state)(*map(torch.stack, zip(*states, strict=True)))
+    return Rollout(stacked, *map(torch.stack, zip(*periods, strict=True)))
+
+
+@torch.no_grad()
+def branched_returns(
+    env: HybridEnv,
+    policy: HybridPolicy,
+    states: Any,
+    noise: torch.Tensor,
+    *,
+    depth: int | None = None,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """
+    Try every regime in every state of an episode: branch (t, i, j) starts in s_t of scenario i, takes regime j there and
+    follows the policy from then on. All branches of a scenario share its noise and the uniform numbers by which regimes are
+    drawn (common random numbers), so that they differ by what j changes and little else. Costs about ``J · T / 2`` episodes
+    without gradients, ``J · depth`` if cut.
+
+    :param states: s_0..s_{T-1}, shape ``(T, batch, ...)``, as in :class:`Rollout`
+    :param noise: scenarios, shape ``(T, batch, ...)``
+    :param depth: periods after which a branch is cut, which biases the result; to the end of the scenario unless given
+    :return: sums of rewards, given s_t unbiased for Q(s_t, j), shape ``(T, batch, J)``
+    """
+    (horizon, batch), n_regimes = noise.shape[:2], env.n_regimes
+    every_regime = torch.arange(n_regimes, device=noise.device).repeat(horizon * batch)
+    uniform = torch.rand(horizon, batch, generator=generator, dtype=noise.dtype, device=noise.device)
+    episode = _Episode(env, repeat_rows(type(states)(*(field.flatten(0, 1) for field in states)), n_regimes))
+    totals = noise.new_zeros(horizon * batch * n_regimes)
+    for age in range(min(depth or horizon, horizon)):
+        rows = (horizon - age) * batch * n_regimes  # rows are in order of t: the youngest branches reach the end first
+        episode.keep(rows)
+        shock, u = (of_period[age:].flatten(0, 1).repeat_interleave(n_regimes, dim=0) for of_period in (noise, uniform))
+        obs = env.observation(episode.state)
+        cumulative = policy.regime_logits(obs).softmax(dim=1).cumsum(dim=1)
+        drawn = (u.unsqueeze(1) > cumulative).sum(dim=1).clamp(max=n_regimes - 1)
+        x = every_regime if age == 0 else drawn
+        result = env.step_torch(episode.state, HybridAction(x, choose(policy.candidates(obs), x)), shock)
+        totals[:rows] += episode.advance(result.state, result.reward, age)
+    return totals.view(horizon, batch, n_regimes)
 
 
 def simulate_relaxed(
@@ -123,6 +168,11 @@ class _Episode:
 
     def __init__(self, env: HybridEnv, initial_state: Any):
         self.env, self.state, self.alive = env, initial_state, ~env.terminal(initial_state)
+
+    def keep(self, rows: int) -> None:
+        """Go on with the first so many episodes."""
+        self.state = type(self.state)(*(field[:rows] for field in self.state))
+        self.alive = self.alive[:rows]
 
     def advance(self, state: Any, reward: torch.Tensor, period: int) -> torch.Tensor:
         """

@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, 
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from hybrid_envs.core import HybridEnv, StepResult, require_finite
-from hybrid_envs.spaces import HybridAction, split_hybrid_space, unpack
+from hybrid_envs.spaces import HybridAction, box_bounds, feasible_actions
 from hybrid_envs.vector import HybridVectorEnv, to_numpy
 
 
@@ -115,20 +115,20 @@ class HybridVecEnv(VecEnv):
 class HybridActionWrapper(VecEnvWrapper):
     """
     Turns the packed actions of SB3's rollout, an array of shape ``(n_envs, 1 + n)``, into one ``(x, b)`` per environment,
-    with b clipped to the Box as SB3 does for Box actions. Other actions pass unchanged.
+    with b clipped to the bounds of its regime as SB3 clips Box actions to the Box. Other actions pass unchanged.
 
     :param venv: any VecEnv whose action space is ``Tuple(Discrete, Box)``
     """
 
     def __init__(self, venv: VecEnv):
         super().__init__(venv)
-        _, self.box = split_hybrid_space(venv.action_space)
+        self.action_bounds = box_bounds(venv.action_space)
+        if venv.has_attr("action_bounds"):
+            self.action_bounds = venv.get_attr("action_bounds")[0]
 
     def step_async(self, actions: Any) -> None:
         if isinstance(actions, np.ndarray):
-            regimes, points = unpack(torch.from_numpy(actions))
-            clipped = np.clip(points.numpy(), self.box.low, self.box.high).astype(self.box.dtype)
-            actions = list(zip(regimes.tolist(), clipped, strict=True))
+            actions = feasible_actions(torch.from_numpy(actions), self.action_bounds)
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -209,7 +209,10 @@ def simulated(env: GymEnv | str, n_scenarios: int) -> VecEnv:
         vars(wrapper).update(vars(env) | {"venv": inner})
         return wrapper
     if isinstance(env, VecEnv):
-        instances = {repr(spec and spec.kwargs) for spec in env.get_attr("spec")}
+        instances = {
+            repr(spec.kwargs if spec else (type(inner).__name__, getattr(inner, "params", None)))
+            for spec, inner in zip(env.get_attr("spec"), env.get_attr("unwrapped"), strict=True)
+        }
         if len(instances) > 1:
             raise ValueError(
                 f"HPO simulates one problem, but the VecEnv holds {len(instances)}: {'; '.join(sorted(instances))}"

@@ -6,9 +6,10 @@ import torch
 from scipy import stats
 from stable_baselines3.common.callbacks import BaseCallback
 
-from hybrid_envs import HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs import HybridAction, HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
 from sb3_hpo import HPO
 from sb3_hpo.callbacks import GradientQualityCallback
+from sb3_hpo.distributions import choose
 from sb3_hpo.gradients import (
     ESTIMATORS,
     NETWORKS,
@@ -24,7 +25,7 @@ from sb3_hpo.gradients import (
     returns,
 )
 from sb3_hpo.policies import DeterministicPointPolicy
-from sb3_hpo.simulation import repeat_rows, require_exogenous_noise, simulate, simulate_relaxed
+from sb3_hpo.simulation import branched_returns, repeat_rows, require_exogenous_noise, simulate, simulate_relaxed
 
 DTYPE = torch.float64
 N_SCENARIOS = 3
@@ -210,6 +211,37 @@ def test_the_leave_one_out_baseline_is_unbiased_and_quieter():
     standard_error = draws[leave_one_out].std(0) / 300**0.5
     assert float((errors.abs() / standard_error).max()) < 4.5
     assert draws[leave_one_out].var(0).sum() < draws[None].var(0).sum()
+
+
+def test_branching_is_unbiased_and_quieter(case):
+    env, policy, state, noise = case.args
+    repeated = repeat_rows(state, 16), noise.repeat_interleave(16, dim=1)
+    generator = torch.Generator().manual_seed(8)
+    draws = {}
+    for name in ("mixed", "branched"):
+        options = EstimatorOptions(baseline=leave_one_out)
+        estimates = [estimate(name, env, policy, *repeated, options=options, generator=generator) for _ in range(200)]
+        draws[name] = {network: torch.stack([estimate[network] for estimate in estimates]) for network in NETWORKS}
+    for network in NETWORKS:
+        of_network = draws["branched"][network]
+        standard_error = of_network.std(0) / len(of_network) ** 0.5 + 1e-12
+        assert float(((of_network.mean(0) - case.exact[network]).abs() / standard_error).max()) < 4.5
+        assert of_network.var(0).sum() < 0.9 * draws["mixed"][network].var(0).sum()
+
+
+def test_branches_of_the_last_period_are_its_rewards(case):
+    env, policy, state, noise = case.args
+    with torch.no_grad():
+        rollout = simulate(env, policy, state, noise, generator=torch.Generator().manual_seed(9))
+        values = branched_returns(env, policy, rollout.states, noise)
+        last = type(state)(*(field[-1] for field in rollout.states))
+        for regime in range(env.n_regimes):
+            x = torch.full((N_SCENARIOS,), regime)
+            result = env.step_torch(last, HybridAction(x, choose(policy.candidates(rollout.observations[-1]), x)), noise[-1])
+            torch.testing.assert_close(values[-1, :, regime], result.reward)
+        cut = branched_returns(env, policy, rollout.states, noise, depth=1)
+    torch.testing.assert_close(cut[-1], values[-1])
+    assert not torch.allclose(cut[0], values[0])
 
 
 def test_the_score_function_of_a_noisy_point_points_the_same_way_in_the_mean():
