@@ -16,9 +16,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, CostCurve, make_run, mean_and_interval
+from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, make_run, mean_and_interval
 from hybrid_envs import HybridInventoryEnv
 from hybrid_envs.solvers import PeriodicReview, best_classical, evaluate, lower_bound
+from sb3_hpo.callbacks import CostCallback
 
 ENV_ID = "HybridInventory-v0"
 NAMES = {"hpo": "HPO", "hybrid_ppo": "HybridPPO"}
@@ -43,7 +44,7 @@ def main() -> None:
     for algo in args.algo or list(ALGORITHMS):
         run = make_run(algo, ENV_ID, {"n_items": args.items}, args.seed, tensorboard_log=str(args.out / "tensorboard"))
         steps = QUICK_ITERATIONS * run.iteration_steps if args.quick else run.n_timesteps
-        curve = CostCurve(run.env, every=steps // CURVE_POINTS, n_scenarios=n_scenarios // 4)
+        curve = CostCallback(run.env, every=steps // CURVE_POINTS, n_scenarios=n_scenarios // 4, gap=not args.quick)
         console.print(f"[bold]{NAMES[algo]}[/bold]: {args.items} items, {run.model.n_envs} scenarios, {steps:,} steps")
         start = time.perf_counter()
         run.model.learn(steps, callback=curve, tb_log_name=algo, progress_bar=True)
@@ -96,7 +97,7 @@ def result_table(
     return table
 
 
-def draw_curves(curves: dict[str, CostCurve], benchmark: float, path: Path, title: str) -> None:
+def draw_curves(curves: dict[str, CostCallback], benchmark: float, path: Path, title: str) -> None:
     figure = Figure(figsize=(7, 4.5), dpi=120, layout="constrained")
     axes = figure.subplots()
     for name, curve in curves.items():

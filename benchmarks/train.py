@@ -14,8 +14,9 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, CostCurve, make_run, mean_and_interval
+from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, make_run, mean_and_interval
 from hybrid_envs.solvers import evaluate
+from sb3_hpo.callbacks import CostCallback
 
 N_SCENARIOS = 2000
 
@@ -39,7 +40,7 @@ def main() -> None:
     for seed in args.seeds:
         run = make_run(args.algo, args.env, dict(args.env_kwargs), seed, **dict(args.hyperparams))
         steps = args.iterations * run.iteration_steps if args.iterations else run.n_timesteps
-        curve = CostCurve(run.env, every=max(1, steps // args.curve_points))
+        curve = CostCallback(run.env, every=max(1, steps // args.curve_points))
         start = time.perf_counter()
         run.model.learn(steps, callback=curve)
         seconds = time.perf_counter() - start

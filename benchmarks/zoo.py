@@ -7,12 +7,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import yaml
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import hybrid_envs  # noqa: F401  registers the environments
 from hybrid_envs.core import HybridEnv
-from hybrid_envs.solvers import evaluate
 from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.vec_env import simulated
 
@@ -63,38 +61,6 @@ def make_run(algo: str, env_id: str, env_kwargs: dict[str, Any], seed: int, **ov
     unwrapped = env.unwrapped
     assert isinstance(unwrapped, HybridEnv)
     return Run(model, unwrapped, venv, n_timesteps)
-
-
-class CostCurve(BaseCallback):
-    """
-    Evaluates the deterministic policy on held-out scenarios every so often, and logs ``eval/cost``.
-
-    :param env: whose scenarios and figure of merit are used
-    :param every: environment steps between evaluations
-    :param n_scenarios: held-out scenarios
-    """
-
-    def __init__(self, env: HybridEnv, every: int, n_scenarios: int = 256):
-        super().__init__()
-        self.eval_env, self.every, self.n_scenarios = env, every, n_scenarios
-        self.steps: list[int] = []
-        self.costs: list[float] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def _on_rollout_start(self) -> None:
-        if not self.steps or self.num_timesteps - self.steps[-1] >= self.every:
-            self._evaluate()
-
-    def _on_training_end(self) -> None:
-        self._evaluate()
-
-    def _evaluate(self) -> None:
-        # The value is that of one figure over 256 scenarios; its standard error is well below a percent on both problems.
-        self.steps.append(self.num_timesteps)
-        self.costs.append(float(evaluate(self.eval_env, self.model, self.n_scenarios, EVALUATION_SEED).mean()))
-        self.logger.record("eval/cost", self.costs[-1])
 
 
 def mean_and_interval(values: np.ndarray) -> tuple[float, float]:

@@ -150,6 +150,12 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         """
         return costs.sum(dim=0)
 
+    def reference_policy(self) -> Any:
+        """
+        :return: the best policy known for this instance, with Stable-Baselines3's ``predict``; ``None`` where none is known
+        """
+        return None
+
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """
         :param frames: the episode so far, starting state first

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -217,6 +217,12 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
     def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
         """Mean cost per item and period, without the first 16 periods if the episode is longer."""
         return costs[WARM_UP_PERIODS if self.horizon > WARM_UP_PERIODS else 0 :].mean(dim=0) / self.n_items
+
+    def reference_policy(self) -> Any:
+        """The best of the classical policies, chosen by simulation; none is offered for lost sales."""
+        from hybrid_envs.solvers.inventory import best_classical  # the solvers import this module
+
+        return None if self.params.lost_sales else best_classical(self)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Inventory position per item, and the cost of each period with the orders marked."""

@@ -1,7 +1,7 @@
 """Switched linear-quadratic regulation: which actuator group to use, and how hard."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -155,6 +155,12 @@ class HybridSwitchedLQREnv(HybridEnv[SwitchedLQRState]):
 
     def observation(self, state: SwitchedLQRState) -> torch.Tensor:
         return state.x
+
+    def reference_policy(self) -> Any:
+        """Dynamic programming over sets of Riccati matrices."""
+        from hybrid_envs.solvers.lqr import SwitchedRiccati  # the solvers import this module
+
+        return SwitchedRiccati(self)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Norm of the state, and the cost of each period with the mode marked."""

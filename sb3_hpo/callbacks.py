@@ -2,13 +2,72 @@
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from hybrid_envs.core import HybridEnv, check_count
+from hybrid_envs.evaluation import Policy, evaluate
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
+
+
+class CostCallback(BaseCallback):
+    """
+    Evaluates the deterministic policy on held-out scenarios before, during and after training, and logs ``eval/cost`` (its
+    mean figure of merit) and, where the environment offers a reference policy, ``eval/optimality_gap``: the cost over that of
+    the reference on the same scenarios, minus 1.
+
+    The curve is kept in ``steps`` and ``costs``.
+
+    :param env: whose scenarios, figure of merit and reference are used
+    :param every: environment steps between evaluations
+    :param n_scenarios: held-out scenarios
+    :param seed: of the scenarios; the same in every evaluation
+    :param gap: whether to measure the gap; finding the reference takes some seconds
+    """
+
+    def __init__(self, env: HybridEnv, every: int, n_scenarios: int = 256, seed: int = 10_000, gap: bool = True):
+        super().__init__()
+        self.eval_env, self.every = env, check_count("every", every)
+        self.n_scenarios, self.seed, self.gap = check_count("n_scenarios", n_scenarios), seed, gap
+        self.reference_cost: float | None = None
+        self.steps: list[int] = []
+        self.costs: list[float] = []
+
+    def _on_training_start(self) -> None:
+        reference = self.eval_env.reference_policy() if self.gap else None
+        if reference is not None:
+            self.reference_cost = self._cost(reference)
+
+    def _on_rollout_start(self) -> None:
+        if not self.steps or self.num_timesteps - self.steps[-1] >= self.every:
+            self._measure()
+
+    def _on_training_end(self) -> None:
+        self._measure()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _cost(self, policy: Policy) -> float:
+        return float(evaluate(self.eval_env, policy, self.n_scenarios, self.seed).mean())
+
+    def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        """The model's action, which under VecNormalize is a function of the scaled observation."""
+        normalizer = self.model.get_vec_normalize_env()
+        return self.model.predict(
+            observation if normalizer is None else normalizer.normalize_obs(observation), *args, **kwargs
+        )
+
+    def _measure(self) -> None:
+        self.steps.append(self.num_timesteps)
+        self.costs.append(self._cost(self))
+        self.logger.record("eval/cost", self.costs[-1])
+        if self.reference_cost is not None:
+            self.logger.record("eval/optimality_gap", self.costs[-1] / self.reference_cost - 1)
 
 
 class GradientQualityCallback(BaseCallback):

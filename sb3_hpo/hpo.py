@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
+from torch.nn.utils import parameters_to_vector
 from typing_extensions import Self
 
 from hybrid_envs.core import check_count
@@ -25,7 +26,9 @@ from sb3_hpo.vec_env import LiveView, simulated
 
 DEFAULT_ITERATIONS = 200
 DIAGNOSTICS_INTERVAL = 10
-"""Every so many iterations the cross term is measured on its own, at the price of a second backward pass."""
+"""Every so many iterations the cross term is measured on its own, at the price of two more backward passes."""
+CROSS_SMOOTHING = 0.2
+"""Weight of the newest measurement in the running means behind ``cross_term="auto"``."""
 
 
 class LiveRollout(NamedTuple):
@@ -48,7 +51,8 @@ class HPO(HybridPPO):
     :param env: a :class:`~hybrid_envs.core.HybridEnv`, its id, or a VecEnv of such environments
     :param n_scenarios: scenarios simulated side by side; a VecEnv has its own number
     :param n_steps: periods per iteration; the environment's horizon unless given
-    :param cross_term: whether the mixed gradient keeps its cross term; without it, it is biased but less noisy
+    :param cross_term: whether the mixed gradient keeps its cross term; without it, it is biased but less noisy; ``"auto"``
+        weighs it by the share of signal measured in it, so that it fades out once it is mostly noise
     :param pathwise_weight: weight of the pathwise term against the cross term; the estimator is unbiased at 1
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
     :param learning_rate: of the discrete network, and of the others unless they have their own; a number, a schedule, or
@@ -73,7 +77,7 @@ class HPO(HybridPPO):
         *,
         n_scenarios: int = 64,
         n_steps: int | None = None,
-        cross_term: bool = True,
+        cross_term: bool | Literal["auto"] = True,
         pathwise_weight: float = 1.0,
         normalize_reward: bool = True,
         learning_rate: float | str | Schedule = 1e-3,
@@ -99,7 +103,10 @@ class HPO(HybridPPO):
                 math.ceil(n_steps * n_scenarios / 4) if batch_size is None else check_count("batch_size", batch_size, 2)
             )
         self.n_scenarios = n_scenarios
+        if cross_term not in (True, False, "auto"):
+            raise ValueError(f"cross_term must be True, False or 'auto', got {cross_term!r}")
         self.cross_term = cross_term
+        self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
         self.pathwise_weight = pathwise_weight
         self.normalize_reward = normalize_reward
         self.component_learning_rates = {
@@ -154,21 +161,42 @@ class HPO(HybridPPO):
             scale = advantages.std() + 1e-8
         # Both terms are divided by the same number: with different ones their sum would be the gradient of nothing.
         pathwise = self.pathwise_weight * pathwise_loss(self._live.rewards) / scale
-        cross = score_loss(self._live.log_probs, advantages / scale)
 
         kappa = list(self.policy.component("continuous").parameters())
         self.policy.optimizer.zero_grad()
         if not self.cross_term:
             pathwise.backward(inputs=kappa)
         elif self._iteration % DIAGNOSTICS_INTERVAL:
-            (pathwise + cross).backward(inputs=kappa)
-        else:  # the same gradient in two passes, to see the second term on its own
-            cross.backward(inputs=kappa, retain_graph=True)
-            self.logger.record("train/cross_term_norm", float(torch.nn.utils.clip_grad_norm_(kappa, math.inf)))
+            cross = score_loss(self._live.log_probs, advantages / scale)
+            (pathwise + self.cross_weight * cross).backward(inputs=kappa)
+        else:  # the same gradient in several passes, to see the second term on its own
+            self._measure_cross_term(kappa, self._live.log_probs, advantages / scale)
             pathwise.backward(inputs=kappa)
         self.policy.optimizer.step()
         self._live = None  # frees the graph
         self.logger.record("train/pathwise_loss", pathwise.item())
+
+    def _measure_cross_term(self, kappa: list[torch.nn.Parameter], log_probs: torch.Tensor, advantages: torch.Tensor) -> None:
+        """
+        Put the weighted cross term into κ's gradient, and measure it: what the two halves of the scenarios agree on is signal,
+        E ĝ_1·ĝ_2 = ‖g‖², and the rest of E ‖ĝ‖² is noise. The automatic weight is the signal's share, by which shrinking an
+        unbiased estimate minimises its mean squared error.
+        """
+        cut = self.n_envs // 2
+        halves = []
+        for rows in (slice(None, cut), slice(cut, None)):
+            share = len(range(self.n_envs)[rows]) / self.n_envs
+            loss = share * score_loss(log_probs[:, rows], advantages[:, rows]) if share else 0.0 * log_probs.sum()
+            halves.append(parameters_to_vector(torch.autograd.grad(loss, kappa, retain_graph=True)))
+        gradient = halves[0] + halves[1]
+        self.cross_signal += CROSS_SMOOTHING * (4 * float(halves[0] @ halves[1]) - self.cross_signal)
+        self.cross_power += CROSS_SMOOTHING * (float(gradient @ gradient) - self.cross_power)
+        self.logger.record("train/cross_term_norm", float(gradient.norm()))
+        if self.cross_term == "auto":
+            self.cross_weight = min(max(self.cross_signal / (self.cross_power + 1e-30), 0.0), 1.0)
+            self.logger.record("train/cross_term_weight", self.cross_weight)
+        for parameter, part in zip(kappa, gradient.split([p.numel() for p in kappa]), strict=True):
+            parameter.grad = self.cross_weight * part.view_as(parameter)
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

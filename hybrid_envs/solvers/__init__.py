@@ -1,6 +1,6 @@
 """Reference policies and bounds: how far a policy is from the best known, and from the best possible."""
 
-from hybrid_envs.solvers.base import Policy, ReferencePolicy, evaluate
+from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate
 from hybrid_envs.solvers.inventory import (
     CanOrder,
     PeriodicReview,

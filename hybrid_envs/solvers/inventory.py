@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from hybrid_envs.core import check_array, check_count
+from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.inventory import HybridInventoryEnv
-from hybrid_envs.solvers.base import ReferencePolicy, evaluate
 from hybrid_envs.solvers.single_item import single_items
 
 SIMULATED_CYCLES = 2**16  # over all items

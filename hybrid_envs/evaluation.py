@@ -1,4 +1,4 @@
-"""What every reference policy shares: SB3's ``predict`` on top of one batched rule, and the evaluation of any policy."""
+"""The evaluation of any policy, and what reference policies share: SB3's ``predict`` on top of one batched rule."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Protocol
