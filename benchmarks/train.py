@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument(
         "--hyperparams", type=assignment, nargs="*", default=[], metavar="NAME=VALUE", help="override the config"
     )
+    parser.add_argument("--entry", help="entry of the config (default: the environment's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, help="instead of the config's n_timesteps")
     parser.add_argument("--curve-points", type=int, default=10, help="evaluations during training")
@@ -38,7 +39,7 @@ def main() -> None:
 
     runs = []
     for seed in args.seeds:
-        run = make_run(args.algo, args.env, dict(args.env_kwargs), seed, **dict(args.hyperparams))
+        run = make_run(args.algo, args.env, dict(args.env_kwargs), seed, args.entry, **dict(args.hyperparams))
         steps = args.iterations * run.iteration_steps if args.iterations else run.n_timesteps
         curve = CostCallback(run.env, every=max(1, steps // args.curve_points))
         start = time.perf_counter()

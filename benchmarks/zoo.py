@@ -20,13 +20,14 @@ EVALUATION_SEED = 10_000
 """Seed of the evaluation scenarios: the same for every algorithm, used in no training."""
 
 
-def read_config(algo: str, env_id: str, folder: Path = CONFIGS) -> dict[str, Any]:
+def read_config(algo: str, entry: str, folder: Path = CONFIGS) -> dict[str, Any]:
     """
-    :return: the hyperparameters of an environment in ``zoo_configs/{algo}.yml``, its ``default`` where it has none
+    :param entry: an environment id, or the name of another entry
+    :return: the hyperparameters under that entry of ``zoo_configs/{algo}.yml``, of ``default`` where there is none
     """
     with open(folder / f"{algo}.yml", encoding="utf-8") as file:
         config = yaml.safe_load(file)
-    return dict(config.get(env_id, config["default"]))
+    return dict(config.get(entry, config["default"]))
 
 
 @dataclass
@@ -43,15 +44,16 @@ class Run:
         self.iteration_steps = self.model.n_steps * self.model.n_envs
 
 
-def make_run(algo: str, env_id: str, env_kwargs: dict[str, Any], seed: int, **overrides: Any) -> Run:
+def make_run(algo: str, env_id: str, env_kwargs: dict[str, Any], seed: int, entry: str | None = None, **overrides: Any) -> Run:
     """
     Build a run from its zoo config.
 
     :param algo: a key of :data:`ALGORITHMS`
     :param env_kwargs: arguments of the environment
+    :param entry: of the config, the environment id unless given
     :param overrides: hyperparameters that replace the config's, or further constructor arguments
     """
-    hyperparams = read_config(algo, env_id) | overrides
+    hyperparams = read_config(algo, entry or env_id) | overrides
     n_timesteps, normalize = int(hyperparams.pop("n_timesteps")), hyperparams.pop("normalize", None)
     env = gym.make(env_id, **env_kwargs)
     venv = simulated(env, hyperparams.pop("n_envs"))

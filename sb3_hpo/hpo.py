@@ -47,6 +47,9 @@ class HPO(HybridPPO):
     cross term, the score function of later regimes seen through the states that b leads to. The discrete network and the
     value network learn by PPO on the same data.
 
+    The defaults are the best found on the two problems of the paper (docs/ablations.md); the paper's own settings are the
+    entry ``paper`` of ``zoo_configs/hpo.yml``.
+
     :param policy: ``"MlpPolicy"`` or a policy class
     :param env: a :class:`~hybrid_envs.core.HybridEnv`, its id, or a VecEnv of such environments
     :param n_scenarios: scenarios simulated side by side; a VecEnv has its own number
@@ -55,10 +58,9 @@ class HPO(HybridPPO):
         weighs it by the share of signal measured in it, so that it fades out once it is mostly noise
     :param pathwise_weight: weight of the pathwise term against the cross term; the estimator is unbiased at 1
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
-    :param learning_rate: of the discrete network, and of the others unless they have their own; a number, a schedule, or
-        ``"lin_V"`` for a linear decay from V to 0
-    :param continuous_learning_rate: of the continuous network
-    :param value_learning_rate: of the value network
+    :param learning_rate: of the discrete network; a number, a schedule, or ``"lin_V"`` for a linear decay from V to 0
+    :param continuous_learning_rate: of the continuous network, likewise; ``None`` for that of the discrete network
+    :param value_learning_rate: of the value network, likewise
     :param batch_size: PPO minibatch; a quarter of the iteration's data unless given
     :param max_grad_norm: gradients are clipped to this norm, separately for each of the three networks
     :param ent_coef: entropy coefficient, a float, a schedule or ``"lin_V"``
@@ -81,14 +83,14 @@ class HPO(HybridPPO):
         pathwise_weight: float = 1.0,
         normalize_reward: bool = True,
         learning_rate: float | str | Schedule = 1e-3,
-        continuous_learning_rate: float | str | Schedule | None = None,
+        continuous_learning_rate: float | str | Schedule | None = "lin_2e-3",
         value_learning_rate: float | str | Schedule | None = None,
         batch_size: int | None = None,
         n_epochs: int = 5,
         gamma: float = 0.99,
         gae_lambda: float = 0.96,
         clip_range: float | Schedule = 0.15,
-        ent_coef: float | str | Schedule = "lin_0.5",
+        ent_coef: float | str | Schedule = "lin_0.05",
         vf_coef: float = 0.15,
         max_grad_norm: float = 5.0,
         target_kl: float | None = 0.015,

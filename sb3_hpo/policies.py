@@ -116,7 +116,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
     :param lr_schedule: learning-rate schedule
     :param action_bounds: per-regime bounds, shape ``(J, n, 2)``; the Box's for every regime unless given
     :param action_scale: typical magnitude of b, shape ``(n,)``; 1 unless given
-    :param net_arch: hidden layers of every network, or a dict with ``discrete``, ``continuous`` and ``value``
+    :param net_arch: hidden layers of every network, or a dict with ``discrete``, ``continuous`` and ``value``; two layers of
+        128 units unless given
     :param linear_path: the networks that have a linear path from features to output beside their hidden layers; none unless
         given, in HPO's policy the continuous one
     :param log_std_init: initial logarithm of the standard deviation of b
@@ -143,7 +144,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         action_bounds = box_bounds(action_space) if action_bounds is None else action_bounds
         self.action_bounds = np.asarray(action_bounds, dtype=np.float32)
         self.action_scale = np.ones(box.shape, np.float32) if action_scale is None else np.asarray(action_scale, np.float32)
-        net_arch = [512, 512] if net_arch is None else net_arch
+        net_arch = [128, 128] if net_arch is None else net_arch
         if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
             raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
         linear_path = self.default_linear_path if linear_path is None else linear_path

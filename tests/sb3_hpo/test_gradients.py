@@ -1,5 +1,8 @@
 """Theorem 1 without Monte Carlo: every regime sequence is enumerated, so that unbiased means equal to rounding."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -486,3 +489,16 @@ def test_an_unknown_estimator_is_refused_with_the_known_ones():
 def test_the_relaxed_estimator_takes_no_regimes(case):
     with pytest.raises(ValueError, match="draw their own regimes"):
         expectation("relaxed", *case.args)
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+PAGE = Path(__file__).parents[2] / "docs" / "mixed_gradient.md"
+SNIPPETS = re.findall(r"<!-- test -->\n```python\n(.*?)```\n```text\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["exactness", "counterexamples"])
+def test_the_snippets_of_the_page_print_what_it_shows(snippet, capsys):
+    code, shown = snippet
+    exec(compile(code, PAGE.name, "exec"), {})
+    assert capsys.readouterr().out == shown

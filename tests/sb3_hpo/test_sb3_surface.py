@@ -381,8 +381,8 @@ def test_a_linear_entropy_coefficient_decays_to_zero(algorithm):
     assert watch.values == pytest.approx([0.5, 0.375, 0.25, 0.125, 0.0])
 
 
-def test_the_entropy_coefficient_of_hpo_decays_from_one_half_unless_given():
-    assert HPO("MlpPolicy", gym.make(ID, **SMALL), n_scenarios=2, policy_kwargs={"net_arch": [4]}).ent_coef == 0.5
+def test_the_entropy_coefficient_of_hpo_decays_from_its_default_unless_given():
+    assert HPO("MlpPolicy", gym.make(ID, **SMALL), n_scenarios=2, policy_kwargs={"net_arch": [4]}).ent_coef == 0.05
     watch = AtRolloutStart(lambda model: model.ent_coef)
     make(HPO, ent_coef=0.1).learn(2 * ITERATION, watch)
     assert watch.values == [0.1, 0.1, 0.1]

@@ -1,0 +1,77 @@
+"""
+The reference policies and bounds of both problems: the command behind docs/references.md.
+
+    python -m benchmarks.references [--problem inventory|lqr] [--quick]
+"""
+
+import argparse
+import time
+from typing import Any
+
+import torch
+
+from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs.solvers import (
+    CanOrder,
+    PeriodicReview,
+    SingleItemSS,
+    SingleMode,
+    SwitchedRiccati,
+    TotalDemandTrigger,
+    dual_lower_bound,
+    lower_bound,
+)
+
+FIRST_MODES = {2: 4, 4: 4, 6: 4, 8: 4}
+N_STARTS = {2: 64, 4: 64, 6: 16, 8: 4}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.references", description=__doc__.splitlines()[1])
+    parser.add_argument("--problem", choices=("inventory", "lqr"), action="append", help="one problem (default: both)")
+    parser.add_argument("--quick", action="store_true", help="small instances only")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    problems = args.problem or ["inventory", "lqr"]
+    if "inventory" in problems:
+        inventory([1, 5] if args.quick else [1, 5, 20, 60])
+    if "lqr" in problems:
+        switched_lqr([(8, 2)] if args.quick else [(8, 2), (48, 2), (48, 4), (48, 6), (48, 8)])
+
+
+def inventory(sizes: list[int]) -> None:
+    print("joint replenishment, long-run cost per item and period")
+    print(f"{'p':>3}{'bound':>10}{'(s, S)':>10}{'(R, S)':>10}{'R':>3}{'trigger':>18}{'can-order':>18}")
+    for n_items in sizes:
+        env = HybridInventoryEnv(n_items)
+        periodic = PeriodicReview.best(env)
+        single = f"{SingleItemSS.best(env).cost:.4f}" if n_items == 1 else "-"
+        simulated = [policy.best(env) for policy in (TotalDemandTrigger, CanOrder)]
+        stated: list[Any] = [f"{policy.cost:.3f} ± {policy.half_width:.3f}" for policy in simulated]
+        print(
+            f"{n_items:>3}{lower_bound(env):>10.3f}{single:>10}{periodic.cost:>10.4f}{periodic.review_period:>3}"
+            f"{stated[0]:>18}{stated[1]:>18}",
+            flush=True,
+        )
+
+
+def switched_lqr(instances: list[tuple[int, int]]) -> None:
+    print("\nswitched LQR, total cost of an episode; policy / bound on the same starts")
+    columns = (("p", 3), ("J", 3), ("single mode", 13), ("switched Riccati", 18), ("/ bound, mean", 15), ("worst", 10))
+    print("".join(f"{title:>{width}}" for title, width in (*columns, ("starts", 8), ("seconds", 9))))
+    for n_dims, n_modes in instances:
+        env = HybridSwitchedLQREnv(n_dims, n_modes)
+        begin = time.perf_counter()
+        policy = SwitchedRiccati(env)
+        starts = env.initial(N_STARTS[n_modes], torch.Generator().manual_seed(1)).x.double().numpy()
+        costs = policy.trajectories(starts)[1]
+        ratio = costs / dual_lower_bound(env, starts, first_modes=FIRST_MODES[n_modes], known_costs=costs)
+        print(
+            f"{n_dims:>3}{n_modes:>3}{SingleMode.best(env).cost:>13.2f}{f'{policy.cost:.2f} ± {policy.half_width:.2f}':>18}"
+            f"{ratio.mean():>15.5f}{ratio.max():>10.5f}{len(starts):>8}{time.perf_counter() - begin:>9.0f}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
