@@ -402,7 +402,8 @@ def test_each_network_of_hpo_learns_at_its_own_rate():
 
 def test_a_network_without_a_rate_of_its_own_learns_at_the_common_rate():
     watch = AtRolloutStart(rates)
-    make(HPO, learning_rate=lambda progress: 1e-2 * progress, value_learning_rate=1e-4).learn(2 * ITERATION, watch)
+    common = {"learning_rate": lambda progress: 1e-2 * progress, "continuous_learning_rate": None}
+    make(HPO, **common, value_learning_rate=1e-4).learn(2 * ITERATION, watch)
     assert watch.values[1] == pytest.approx({"discrete": 5e-3, "continuous": 5e-3, "value": 1e-4})
 
 
