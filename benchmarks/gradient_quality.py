@@ -147,6 +147,7 @@ class ClockedLQR(HybridSwitchedLQREnv):
     def __init__(self, n_dims: int, n_modes: int, horizon: int):
         super().__init__(n_dims, n_modes, horizon=horizon)
         self.observation_space = spaces.Box(-np.inf, np.inf, (n_dims + 1,))
+        self.observation_scale = np.append(self.observation_scale, np.float32(1))
 
     def observation(self, state: SwitchedLQRState) -> torch.Tensor:
         return torch.cat([state.x, state.period.unsqueeze(1).to(state.x.dtype)], dim=1)

@@ -57,7 +57,8 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         is their hull; policies keep to the bounds of the regime they choose.
     :param observation_size: d, the length of an observation
     :param horizon: T, the number of periods of an episode
-    :param action_scale: typical magnitude of b, scalar or shape ``(n,)``; a hint from which policies start
+    :param action_scale: typical magnitude of b, scalar or shape ``(n,)``; policies measure b in this unit
+    :param observation_scale: typical magnitude of observations, scalar or shape ``(d,)``; policies divide by it
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: if an argument is outside what is allowed
     """
@@ -71,6 +72,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         observation_size: int,
         horizon: int,
         action_scale: float | np.ndarray = 1.0,
+        observation_scale: float | np.ndarray = 1.0,
         render_mode: str | None = None,
     ):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
@@ -81,6 +83,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         self.n_regimes, self.action_size = self.action_bounds.shape[:2]
         self.action_scale = check_array("action_scale", action_scale, (self.action_size,), above=0.0).astype(np.float32)
         size = (check_count("observation_size", observation_size),)
+        self.observation_scale = check_array("observation_scale", observation_scale, size, above=0.0).astype(np.float32)
         self.observation_space = spaces.Box(-np.inf, np.inf, size, dtype=np.float32)
         self.render_mode = render_mode
         self.device = torch.device("cpu")

@@ -41,6 +41,18 @@ def lot_size(params: InventoryParams) -> np.ndarray:
     return np.clip(quantity, params.mean_demand, 100 * params.mean_demand)
 
 
+def observation_scale(params: InventoryParams) -> np.ndarray:
+    """
+    Stock is observed in units of mean demand already; u, h and μ are measured by their means over the items, so that these
+    constants do not drown the state.
+
+    :return: shape ``(n_items * (lead_time + 3),)``
+    """
+    n_items = len(params.mean_demand)
+    means = [max(float(constant.mean()), 1e-9) for constant in (params.underage_cost, params.holding_cost, params.mean_demand)]
+    return np.concatenate([np.ones(n_items * params.lead_time), np.repeat(means, n_items)])
+
+
 class InventoryState(NamedTuple):
     """
     ``stock[:, 0]`` is on hand (negative: backlog); ``stock[:, k]`` is on order and arrives at the end of the k-th period from
@@ -164,6 +176,7 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
             observation_size=n_items * (lead_time + 3),
             horizon=horizon,
             action_scale=lot_size(self.params),
+            observation_scale=observation_scale(self.params),
             render_mode=render_mode,
         )
         self.mean_demand = torch.tensor(self.params.mean_demand, dtype=self.dtype)

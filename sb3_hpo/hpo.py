@@ -83,7 +83,7 @@ class HPO(HybridPPO):
         pathwise_weight: float = 1.0,
         normalize_reward: bool = True,
         learning_rate: float | str | Schedule = 1e-3,
-        continuous_learning_rate: float | str | Schedule | None = "lin_2e-3",
+        continuous_learning_rate: float | str | Schedule | None = "lin_1e-3",
         value_learning_rate: float | str | Schedule | None = None,
         batch_size: int | None = None,
         n_epochs: int = 5,

@@ -8,7 +8,7 @@ from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
-from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
 
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
@@ -96,7 +96,7 @@ class HybridPPO(PPO, TupleActions):
             dict_obs = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = HybridDictRolloutBuffer if dict_obs else HybridRolloutBuffer
         if self.env is not None:
-            self.policy_kwargs = action_geometry(self.env) | self.policy_kwargs
+            self.policy_kwargs = geometry(self.env) | self.policy_kwargs
         super()._setup_model()
 
     def train(self) -> None:
@@ -104,8 +104,12 @@ class HybridPPO(PPO, TupleActions):
         super().train()
 
 
-def action_geometry(env: VecEnv) -> dict[str, Any]:
+def geometry(env: VecEnv) -> dict[str, Any]:
     """
-    :return: the policy arguments ``action_bounds`` and ``action_scale``, as far as the environment states them
+    :return: the policy arguments on bounds and scales of actions and observations, as far as the environment states them
     """
-    return {name: env.get_attr(name)[0] for name in ("action_bounds", "action_scale") if env.has_attr(name)}
+    names = ["action_bounds", "action_scale"]
+    normalizer = unwrap_vec_normalize(env)
+    if normalizer is None or not normalizer.norm_obs:  # VecNormalize scales observations itself
+        names.append("observation_scale")
+    return {name: env.get_attr(name)[0] for name in names if env.has_attr(name)}

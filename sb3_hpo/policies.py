@@ -116,6 +116,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
     :param lr_schedule: learning-rate schedule
     :param action_bounds: per-regime bounds, shape ``(J, n, 2)``; the Box's for every regime unless given
     :param action_scale: typical magnitude of b, shape ``(n,)``; 1 unless given
+    :param observation_scale: typical magnitude of Box observations, shape ``(d,)``; the networks see observations divided by
+        it; 1 unless given
     :param net_arch: hidden layers of every network, or a dict with ``discrete``, ``continuous`` and ``value``; two layers of
         128 units unless given
     :param linear_path: the networks that have a linear path from features to output beside their hidden layers; none unless
@@ -135,6 +137,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         lr_schedule: Schedule,
         action_bounds: np.ndarray | None = None,
         action_scale: np.ndarray | None = None,
+        observation_scale: np.ndarray | None = None,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         linear_path: Sequence[str] | None = None,
         log_std_init: float = 0.0,
@@ -144,6 +147,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         action_bounds = box_bounds(action_space) if action_bounds is None else action_bounds
         self.action_bounds = np.asarray(action_bounds, dtype=np.float32)
         self.action_scale = np.ones(box.shape, np.float32) if action_scale is None else np.asarray(action_scale, np.float32)
+        self.observation_scale = observation_scale
         net_arch = [128, 128] if net_arch is None else net_arch
         if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
             raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
@@ -174,6 +178,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
             self.components[name] = component
         self.tower = Tower(self.action_bounds, self.action_scale)
         self.std_unit: torch.Tensor
+        self.obs_unit: torch.Tensor
+        self.register_buffer("obs_unit", torch.as_tensor(1.0 if self.observation_scale is None else self.observation_scale))
         if self.stochastic_point:
             self.log_std = nn.Parameter(torch.full((action_size,), self.log_std_init))
             self.register_buffer("std_unit", torch.as_tensor(self.action_scale))
@@ -190,7 +196,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         data = super()._get_constructor_parameters()
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
-        own = ("action_bounds", "action_scale", "linear_path")
+        own = ("action_bounds", "action_scale", "observation_scale", "linear_path")
         return data | {name: getattr(self, name) for name in own}
 
     # ---- the three functions of the state ----------------------------------------------------------------------------
@@ -203,6 +209,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
     def _evaluate(self, name: str, obs: PyTorchObs) -> torch.Tensor:
         component = self.component(name)
+        if isinstance(obs, torch.Tensor):
+            obs = obs / self.obs_unit
         return component(super(ActorCriticPolicy, self).extract_features(obs, component.extractor))
 
     def regime_logits(self, obs: PyTorchObs) -> torch.Tensor:

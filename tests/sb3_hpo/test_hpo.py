@@ -114,8 +114,15 @@ def test_the_statistics_of_the_given_vec_normalize_are_the_ones_that_training_up
 def test_the_bounds_and_scales_of_the_environment_reach_the_policy():
     env = inventory()
     policy = HPO("MlpPolicy", env, **TINY).policy
-    for name in ("action_bounds", "action_scale"):
+    for name in ("action_bounds", "action_scale", "observation_scale"):
         np.testing.assert_array_equal(getattr(policy, name), getattr(env, name))
+
+
+def test_what_vec_normalize_has_scaled_is_not_scaled_again():
+    policy = HPO("MlpPolicy", VecNormalize(make_vec_env(ID, 2, env_kwargs=SMALL)), **TINY).policy
+    assert policy.observation_scale is None
+    unscaled = VecNormalize(make_vec_env(ID, 2, env_kwargs=SMALL), norm_obs=False)
+    assert HPO("MlpPolicy", unscaled, **TINY).policy.observation_scale is not None
 
 
 # ---- learning --------------------------------------------------------------------------------------------------------
@@ -249,7 +256,7 @@ def restarted(state, recorded, rows):
 
 def act(policy, env, state, regime):
     """log π(x | s) and b = β(s)[x] in the precision of the state."""
-    obs = env.observation(state)
+    obs = env.observation(state) / policy.obs_unit
     log_prob = policy.components["discrete"](obs).log_softmax(dim=1).gather(1, regime[:, None])[:, 0]
     point = policy.tower(policy.components["continuous"](obs))[torch.arange(len(regime)), regime]
     return log_prob, point
@@ -465,7 +472,9 @@ def test_gradients_through_frozen_vec_normalize_are_those_of_an_environment_scal
     normalized.obs_rms.mean[:], normalized.obs_rms.var[:] = MEAN, VARIANCE
     normalized.ret_rms.var = np.array(RETURN_VARIANCE)
     wrapped = one_iteration(lively(hpo(normalized, gamma=0.9)))
-    by_hand = one_iteration(lively(hpo(ScaledByHand(**SMALL), gamma=0.9)))
+    by_hand = one_iteration(
+        lively(hpo(ScaledByHand(**SMALL), gamma=0.9, policy_kwargs=TINY["policy_kwargs"] | {"observation_scale": None}))
+    )
     assert (np.abs(by_hand.buffer["observations"][..., :4]) == CLIP_OBS).any()  # the clip of observations matters
     assert (np.abs(by_hand.rewards) == CLIP_REWARD).any()  # and that of rewards
     assert (np.abs(by_hand.rewards) < CLIP_REWARD).mean() > 0.5

@@ -160,6 +160,16 @@ def test_a_network_without_hidden_layers_is_affine():
     torch.testing.assert_close(middle, (policy.predict_values(a) + policy.predict_values(b)) / 2)
 
 
+@pytest.mark.parametrize("policy_class", POLICIES)
+def test_observations_are_scaled_before_every_network(policy_class):
+    scale = np.array([2.0, 0.5, 1.0, 10.0], np.float32)
+    plain = shaken(make_policy(policy_class))
+    scaling = shaken(make_policy(policy_class, observation_scale=scale))
+    obs = observe(10)
+    for function in OUTPUTS.values():
+        torch.testing.assert_close(getattr(scaling, function)(obs * torch.from_numpy(scale)), getattr(plain, function)(obs))
+
+
 @pytest.mark.parametrize("linear_path", [False, True])
 def test_rescaling_the_output_leaves_the_function_unchanged(linear_path):
     torch.manual_seed(0)
@@ -291,6 +301,7 @@ def test_a_saved_policy_is_loaded_with_its_architecture_bounds_and_values(policy
     arguments = {
         "net_arch": {"discrete": [3], "continuous": [4, 4], "value": []},
         "linear_path": ("discrete", "value"),
+        "observation_scale": np.full(4, 2.0, dtype=np.float32),
     }
     policy = shaken(make_policy(policy_class, **arguments))
     policy.components["value"].rescale(-7.0, 3.0)
