@@ -184,12 +184,14 @@ class HPO(HybridPPO):
         E ĝ_1·ĝ_2 = ‖g‖², and the rest of E ‖ĝ‖² is noise. The automatic weight is the signal's share, by which shrinking an
         unbiased estimate minimises its mean squared error.
         """
+        # In a rollout of one period no regime depends on κ: unused, and zero.
+        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
         cut = self.n_envs // 2
         halves = []
         for rows in (slice(None, cut), slice(cut, None)):
             share = len(range(self.n_envs)[rows]) / self.n_envs
             loss = share * score_loss(log_probs[:, rows], advantages[:, rows]) if share else 0.0 * log_probs.sum()
-            halves.append(parameters_to_vector(torch.autograd.grad(loss, kappa, retain_graph=True)))
+            halves.append(parameters_to_vector(torch.autograd.grad(loss, kappa, **options)))
         gradient = halves[0] + halves[1]
         self.cross_signal += CROSS_SMOOTHING * (4 * float(halves[0] @ halves[1]) - self.cross_signal)
         self.cross_power += CROSS_SMOOTHING * (float(gradient @ gradient) - self.cross_power)

@@ -1,0 +1,65 @@
+"""The commands of README and docs run, in a small form."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "160"}
+    command = [sys.executable, "-W", "ignore", "-m", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_the_quick_demo_prints_the_table_and_leaves_model_log_and_picture(tmp_path):
+    result = run("benchmarks.demo", "--quick", "--items", "2", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    for row in ("HPO", "HybridPPO", "periodic review", "proven lower bound"):
+        assert row in result.stdout
+    assert (tmp_path / "hpo.zip").stat().st_size > 0
+    assert (tmp_path / "hybrid_ppo.zip").stat().st_size > 0
+    assert (tmp_path / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert list(tmp_path.glob("tensorboard/hpo_1/events*"))
+
+
+def test_a_wrong_argument_of_the_demo_is_a_line_and_exit_code_2():
+    result = run("benchmarks.demo", "--items", "0")
+    assert result.returncode == 2
+    assert "--items must be at least 1, got 0" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_training_reports_every_seed_and_writes_its_results(tmp_path):
+    file = tmp_path / "results.json"
+    lqr = ("--env", "HybridSwitchedLQR-v0", "--env-kwargs", "n_dims=3", "horizon=5")
+    result = run("benchmarks.train", *lqr, "--seeds", "0", "1", "--iterations", "3", "--out", str(file))
+    assert result.returncode == 0, result.stderr
+    assert [entry["seed"] for entry in json.loads(file.read_text())["runs"]] == [0, 1]
+    assert "seed 1: 3 iterations" in result.stdout
+
+
+def test_the_speed_benchmark_reports_the_parts_of_an_iteration():
+    result = run("benchmarks.speed", "--iterations", "1", "--hidden", "8", "--seconds", "0.01")
+    assert result.returncode == 0, result.stderr
+    for part in ("rollout", "backward", "PPO epochs", "SyncVectorEnv"):
+        assert part in result.stdout
+
+
+@pytest.mark.slow
+def test_the_reference_figures_are_printed():
+    result = run("benchmarks.references", "--quick")
+    assert result.returncode == 0, result.stderr
+    assert "34.9011" in result.stdout
+
+
+@pytest.mark.parametrize("algo", ["hpo", "hybrid_ppo"])
+def test_every_config_is_a_mapping_with_a_default_and_an_entry_for_every_id(algo):
+    config = yaml.safe_load((ROOT / "zoo_configs" / f"{algo}.yml").read_text())
+    assert {"default", "HybridInventory-v0", "HybridSwitchedLQR-v0"} <= set(config)
