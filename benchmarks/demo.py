@@ -18,7 +18,7 @@ from rich.table import Table
 
 from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, make_run, mean_and_interval
 from hybrid_envs import HybridInventoryEnv
-from hybrid_envs.solvers import PeriodicReview, best_classical, evaluate, lower_bound
+from hybrid_envs.solvers import PeriodicReview, Policy, best_classical, evaluate, lower_bound
 from sb3_hpo.callbacks import CostCallback
 
 ENV_ID = "HybridInventory-v0"
@@ -36,15 +36,16 @@ def main() -> None:
     n_scenarios = 200 if args.quick else 1000
 
     periodic = PeriodicReview.best(env)
-    references = {"periodic review (R, S)": periodic}
+    references: dict[str, Policy] = {"periodic review (R, S)": periodic}
     if not args.quick:
         references["best classical"] = best_classical(env)
+    best_reference = list(references.values())[-1]
     costs = {name: evaluate(env, policy, n_scenarios, EVALUATION_SEED) for name, policy in references.items()}
     curves, seconds = {}, {}
     for algo in args.algo or list(ALGORITHMS):
         run = make_run(algo, ENV_ID, {"n_items": args.items}, args.seed, tensorboard_log=str(args.out / "tensorboard"))
         steps = QUICK_ITERATIONS * run.iteration_steps if args.quick else run.n_timesteps
-        curve = CostCallback(run.env, every=steps // CURVE_POINTS, n_scenarios=n_scenarios // 4, gap=not args.quick)
+        curve = CostCallback(run.env, every=steps // CURVE_POINTS, n_scenarios=n_scenarios // 4, reference=best_reference)
         console.print(f"[bold]{NAMES[algo]}[/bold]: {args.items} items, {run.model.n_envs} scenarios, {steps:,} steps")
         start = time.perf_counter()
         run.model.learn(steps, callback=curve, tb_log_name=algo, progress_bar=True)

@@ -26,11 +26,21 @@ class CostCallback(BaseCallback):
     :param every: environment steps between evaluations
     :param n_scenarios: held-out scenarios
     :param seed: of the scenarios; the same in every evaluation
-    :param gap: whether to measure the gap; finding the reference takes some seconds
+    :param gap: whether to measure the gap
+    :param reference: against which policy; ``env.reference_policy()`` unless given, which takes some seconds to find
     """
 
-    def __init__(self, env: HybridEnv, every: int, n_scenarios: int = 256, seed: int = 10_000, gap: bool = True):
+    def __init__(
+        self,
+        env: HybridEnv,
+        every: int,
+        n_scenarios: int = 256,
+        seed: int = 10_000,
+        gap: bool = True,
+        reference: Policy | None = None,
+    ):
         super().__init__()
+        self.reference = reference
         self.eval_env, self.every = env, check_count("every", every)
         self.n_scenarios, self.seed, self.gap = check_count("n_scenarios", n_scenarios), seed, gap
         self.reference_cost: float | None = None
@@ -38,9 +48,10 @@ class CostCallback(BaseCallback):
         self.costs: list[float] = []
 
     def _on_training_start(self) -> None:
-        reference = self.eval_env.reference_policy() if self.gap else None
-        if reference is not None:
-            self.reference_cost = self._cost(reference)
+        if self.gap and self.reference is None:
+            self.reference = self.eval_env.reference_policy()
+        if self.gap and self.reference is not None:
+            self.reference_cost = self._cost(self.reference)
 
     def _on_rollout_start(self) -> None:
         if not self.steps or self.num_timesteps - self.steps[-1] >= self.every:

@@ -185,7 +185,7 @@ class HPO(HybridPPO):
         unbiased estimate minimises its mean squared error.
         """
         # In a rollout of one period no regime depends on κ: unused, and zero.
-        options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+        options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
         cut = self.n_envs // 2
         halves = []
         for rows in (slice(None, cut), slice(cut, None)):
