@@ -147,7 +147,9 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
                 raise ValueError(f"demand must be 'poisson', 'normal', an array or the path of a CSV file, got {demand!r}")
             scenarios = demand_scenarios(demand, n_items, horizon)
             n_items = scenarios.shape[2]
-            mean_demand = np.maximum(scenarios.mean(axis=(0, 1)), 1e-6) if mean_demand is None else mean_demand
+            if mean_demand is None:
+                mean_demand = scenarios.mean(axis=(0, 1))
+                mean_demand[mean_demand == 0] = 1.0  # the unit of an item that never sold
             self.demand_data = torch.tensor(scenarios, dtype=torch.float32)  # (scenarios, horizon, items)
         n_items = n_items or 5
         shape = (n_items,)

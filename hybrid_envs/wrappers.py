@@ -30,7 +30,7 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.
     :raises ValueError: if ``span`` is not positive and finite
     """
 
-    def __init__(self, env: gym.Env[np.ndarray, tuple[int, np.ndarray]], span: float = 10.0):
+    def __init__(self, env: gym.Env[np.ndarray, tuple[int, np.ndarray]], span: float = 4.0):
         RecordConstructorArgs.__init__(self, span=span)
         super().__init__(env)
         discrete, box = split_hybrid_space(env.action_space)
