@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import gymnasium as gym
 
+from hybrid_envs.checker import check_hybrid_env
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.inventory import HybridInventoryEnv
 from hybrid_envs.spaces import HybridAction
@@ -18,6 +19,7 @@ __all__ = [
     "HybridSwitchedLQREnv",
     "HybridVectorEnv",
     "StepResult",
+    "check_hybrid_env",
     "register",
 ]
 
