@@ -148,8 +148,8 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
             scenarios = demand_scenarios(demand, n_items, horizon)
             n_items = scenarios.shape[2]
             if mean_demand is None:
-                mean_demand = scenarios.mean(axis=(0, 1))
-                mean_demand[mean_demand == 0] = 1.0  # the unit of an item that never sold
+                sold = scenarios.mean(axis=(0, 1))
+                mean_demand = np.where(sold > 0, sold, 1.0)  # an item that never sold is measured in units
             self.demand_data = torch.tensor(scenarios, dtype=torch.float32)  # (scenarios, horizon, items)
         n_items = n_items or 5
         shape = (n_items,)
