@@ -43,6 +43,18 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         self.noise = self.env.sample_noise(self.num_envs, self.generator)
         return to_numpy(self.observation()), {}
 
+    def to(self, device: torch.device) -> None:
+        """
+        Simulate on another device; running episodes end. The environment moves along.
+
+        :param device: where to compute
+        """
+        if device != self.env.device:
+            self.env.to(device)
+            self.generator = torch.Generator(device)
+            self._rows = self._rows.to(device)
+            self.state = None
+
     def observation(self) -> torch.Tensor:
         """
         :return: what is seen of the present states, shape ``(num_envs, d)``

@@ -135,6 +135,8 @@ class HPO(HybridPPO):
         )
 
     def _setup_model(self) -> None:
+        if self.env is not None:
+            LiveView(self.env).simulator.to(self.device)
         super()._setup_model()
         self._live: LiveRollout | None = None
         self._gradient_norms: dict[str, list[float]] = defaultdict(list)

@@ -275,3 +275,16 @@ def test_an_environment_without_a_picture_says_so():
     env.reset(seed=0)
     with pytest.raises(NotImplementedError, match="PurseEnv does not draw itself"):
         env.render()
+
+
+def test_a_simulator_moves_to_a_device_with_its_environment_and_its_scenarios():
+    simulator = HybridVectorEnv(hybrid_envs.HybridInventoryEnv(2, horizon=5), 3)
+    simulator.to(torch.device("cpu"))
+    simulator.reset(seed=0)
+    assert simulator.state is not None
+    simulator.env.device = torch.device("meta")  # as if it had been moved away: coming back moves everything
+    simulator.to(torch.device("cpu"))
+    assert simulator.state is None
+    assert {simulator.env.device.type, simulator.env.mean_demand.device.type, simulator.generator.device.type} == {"cpu"}
+    observation, _ = simulator.reset(seed=0)
+    assert observation.shape == (3, 10)

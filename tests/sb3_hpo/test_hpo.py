@@ -135,7 +135,8 @@ def mean_cost(model, env, deterministic):
 
 @pytest.mark.parametrize(("env", "share"), [(lambda: inventory(horizon=20), 0.6), (lambda: regulator(n_dims=3), 0.4)])
 def test_it_beats_its_own_starting_policy_by_a_wide_margin_within_seconds(env, share):
-    model = HPO("MlpPolicy", env(), n_scenarios=32, learning_rate=5e-3, **TINY)
+    rates = {"learning_rate": 5e-3, "continuous_learning_rate": 5e-3}
+    model = HPO("MlpPolicy", env(), n_scenarios=32, **rates, **TINY)
     start = mean_cost(model, env(), deterministic=False)  # the likeliest of two regimes nearly alike would be a matter of luck
     model.learn(15 * model.n_envs * model.n_steps)
     assert mean_cost(model, env(), deterministic=True) < share * start
