@@ -87,7 +87,7 @@ def result_table(
     :param bound: proven lower bound on the long-run cost of any policy
     """
     table = Table(title=f"cost per item and period, {n_scenarios} evaluation scenarios")
-    for column in ("policy", "cost", "95 % interval", "against (R, S)", "above the bound", "seconds"):
+    for column in ("policy", "cost", "95 %", "vs (R, S)", "vs bound", "seconds"):
         table.add_column(column, justify="left" if column == "policy" else "right")
     for name, values in sorted(costs.items(), key=lambda item: item[1].mean()):
         mean, half_width = mean_and_interval(values)
