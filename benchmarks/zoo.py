@@ -1,6 +1,6 @@
 """Training from a zoo config: what the demo and the published figures share."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,28 +20,33 @@ EVALUATION_SEED = 10_000
 """Seed of the evaluation scenarios: the same for every algorithm, used in no training."""
 
 
-def read_config(algo: str, entry: str, folder: Path = CONFIGS) -> dict[str, Any]:
+def read_config(algo: str, env_id: str, entry: str | None = None) -> dict[str, Any]:
     """
-    :param entry: an environment id, or the name of another entry
-    :return: the hyperparameters under that entry of ``zoo_configs/{algo}.yml``, of ``default`` where there is none
+    :param entry: name of an entry of ``zoo_configs/{algo}.yml``; that of the environment, or ``default``, unless given
+    :return: its hyperparameters
+    :raises ValueError: if there is no entry of the given name
     """
-    with open(folder / f"{algo}.yml", encoding="utf-8") as file:
+    with open(CONFIGS / f"{algo}.yml", encoding="utf-8") as file:
         config = yaml.safe_load(file)
-    return dict(config.get(entry, config["default"]))
+    if entry is None:
+        entry = env_id if env_id in config else "default"
+    if entry not in config:
+        raise ValueError(f"zoo_configs/{algo}.yml has no entry {entry!r}; it has {', '.join(config)}")
+    return dict(config[entry])
 
 
 @dataclass
 class Run:
-    """One training run: the model, its VecEnv, and how many environment steps the config asks for."""
+    """One training run: the model, its environment, and how many environment steps the config asks for."""
 
     model: HybridPPO
     env: HybridEnv
-    venv: VecEnv
     n_timesteps: int
-    iteration_steps: int = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.iteration_steps = self.model.n_steps * self.model.n_envs
+    @property
+    def iteration_steps(self) -> int:
+        """Environment steps of one iteration."""
+        return self.model.n_steps * self.model.n_envs
 
 
 def make_run(algo: str, env_id: str, env_kwargs: dict[str, Any], seed: int, entry: str | None = None, **overrides: Any) -> Run:
@@ -53,16 +58,16 @@ def make_run(algo: str, env_id: str, env_kwargs: dict[str, Any], seed: int, entr
     :param entry: of the config, the environment id unless given
     :param overrides: hyperparameters that replace the config's, or further constructor arguments
     """
-    hyperparams = read_config(algo, entry or env_id) | overrides
+    hyperparams = read_config(algo, env_id, entry) | overrides
     n_timesteps, normalize = int(hyperparams.pop("n_timesteps")), hyperparams.pop("normalize", None)
     env = gym.make(env_id, **env_kwargs)
-    venv = simulated(env, hyperparams.pop("n_envs"))
+    venv: VecEnv = simulated(env, hyperparams.pop("n_envs"))
     if normalize:
         venv = VecNormalize(venv, gamma=hyperparams.get("gamma", 0.99), **normalize)
     model = ALGORITHMS[algo](env=venv, seed=seed, **hyperparams)
     unwrapped = env.unwrapped
     assert isinstance(unwrapped, HybridEnv)
-    return Run(model, unwrapped, venv, n_timesteps)
+    return Run(model, unwrapped, n_timesteps)
 
 
 def mean_and_interval(values: np.ndarray) -> tuple[float, float]:

@@ -97,8 +97,8 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
     Truncated after ``horizon`` periods; never terminated.
 
     ## Differentiability
-    State, observation and reward carry gradients to stock and b. Kinks where on-hand stock equals demand, one jump none: the
-    fixed cost depends on x alone. With continuous b and integer demand the kinks have probability zero unless b is integer.
+    State, observation and reward carry gradients to stock and b. There are kinks where the stock on hand equals demand, and no
+    jumps: the fixed cost depends on x alone. With integer demand the kinks have probability zero unless b is integer.
 
     ## Arguments
     :param n_items: p; 5 unless the demand data says otherwise
