@@ -37,29 +37,54 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    runs = []
-    for seed in args.seeds:
-        run = make_run(args.algo, args.env, dict(args.env_kwargs), seed, args.entry, **dict(args.hyperparams))
-        steps = args.iterations * run.iteration_steps if args.iterations else run.n_timesteps
-        curve = CostCallback(run.env, every=max(1, steps // args.curve_points))
-        start = time.perf_counter()
-        run.model.learn(steps, callback=curve)
-        seconds = time.perf_counter() - start
-        mean, half_width = mean_and_interval(evaluate(run.env, run.model, N_SCENARIOS, EVALUATION_SEED))
-        runs.append({"seed": seed, "cost": mean, "half_width": half_width, "seconds": seconds})
-        runs[-1] |= {"iterations": run.model.num_timesteps // run.iteration_steps, "steps": curve.steps, "costs": curve.costs}
-        print(
-            f"{args.algo} {args.env} {dict(args.env_kwargs)} seed {seed}: {runs[-1]['iterations']} iterations, "
-            f"cost {mean:.3f} ± {half_width:.3f} over {N_SCENARIOS} scenarios, {seconds:.0f} s",
-            flush=True,
-        )
+    env_kwargs, hyperparams = dict(args.env_kwargs), dict(args.hyperparams)
+    runs = [
+        train(args.algo, args.env, env_kwargs, seed, args.iterations, args.entry, args.curve_points, **hyperparams)
+        for seed in args.seeds
+    ]
     costs = np.array([run["cost"] for run in runs])
     spread = f" ± {costs.std(ddof=1):.3f} (standard deviation over seeds)" if len(costs) > 1 else ""
-    print(f"{args.algo} {args.env} {dict(args.env_kwargs)}: mean {costs.mean():.3f}{spread}, worst {costs.max():.3f}")
+    print(f"{args.algo} {args.env} {env_kwargs}: mean {costs.mean():.3f}{spread}, worst {costs.max():.3f}")
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        settings = {"algo": args.algo, "env": args.env, "env_kwargs": dict(args.env_kwargs), "n_scenarios": N_SCENARIOS}
-        args.out.write_text(json.dumps(settings | {"hyperparams": dict(args.hyperparams), "runs": runs}, indent=1) + "\n")
+        settings = {"algo": args.algo, "env": args.env, "env_kwargs": env_kwargs, "n_scenarios": N_SCENARIOS}
+        args.out.write_text(json.dumps(settings | {"hyperparams": hyperparams, "runs": runs}, indent=1) + "\n")
+
+
+def train(
+    algo: str,
+    env_id: str,
+    env_kwargs: dict[str, Any],
+    seed: int,
+    iterations: int | None = None,
+    entry: str | None = None,
+    curve_points: int = 10,
+    **hyperparams: Any,
+) -> dict[str, Any]:
+    """
+    One run; prints a line.
+
+    :param iterations: instead of the config's ``n_timesteps``
+    :param entry: of the config
+    :param curve_points: evaluations during training
+    :param hyperparams: replace the config's
+    :return: seed, cost on :data:`N_SCENARIOS` held-out scenarios and the half width of its interval, seconds, learning curve
+    """
+    run = make_run(algo, env_id, env_kwargs, seed, entry, **hyperparams)
+    steps = iterations * run.iteration_steps if iterations else run.n_timesteps
+    curve = CostCallback(run.env, every=max(1, steps // curve_points))
+    start = time.perf_counter()
+    run.model.learn(steps, callback=curve)
+    seconds = time.perf_counter() - start
+    mean, half_width = mean_and_interval(evaluate(run.env, run.model, N_SCENARIOS, EVALUATION_SEED))
+    done = run.model.num_timesteps // run.iteration_steps
+    print(
+        f"{algo} {env_id} {env_kwargs} seed {seed}: {done} iterations, "
+        f"cost {mean:.3f} ± {half_width:.3f} over {N_SCENARIOS} scenarios, {seconds:.0f} s",
+        flush=True,
+    )
+    result = {"seed": seed, "cost": mean, "half_width": half_width, "seconds": seconds, "iterations": done}
+    return result | {"steps": curve.steps, "costs": curve.costs}
 
 
 def assignment(text: str) -> tuple[str, Any]:

@@ -1,0 +1,135 @@
+"""
+Every problem at a small and a large size: HPO and HybridPPO with equal steps, against the reference on the same scenarios.
+
+    python -m benchmarks.suite [--envs ID ...] [--seeds 0 1 2] [--out runs/suite]
+
+Runs already in the folder are not repeated, so that the command can be stopped and started again.
+"""
+
+import argparse
+import csv
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from matplotlib.ticker import PercentFormatter
+from scipy import stats
+
+from benchmarks.train import N_SCENARIOS, train
+from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, read_config
+from hybrid_envs.core import HybridEnv
+from hybrid_envs.solvers import evaluate
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Problem(NamedTuple):
+    """One environment at two sizes of its continuous action."""
+
+    env_id: str
+    small: dict[str, Any]
+    large: dict[str, Any]
+
+
+PROBLEMS = [
+    Problem("HybridInventory-v0", {"n_items": 1}, {"n_items": 20}),
+    Problem("HybridSwitchedLQR-v0", {"n_dims": 8}, {"n_dims": 48}),
+]
+SIZES = ("small", "large")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite", description=__doc__.splitlines()[1])
+    names = [problem.env_id for problem in PROBLEMS]
+    parser.add_argument("--envs", nargs="+", choices=names, default=names, metavar="ID", help=", ".join(names))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
+    parser.add_argument("--algos", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("runs/suite"), help="folder of the single runs")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
+    chosen = [problem for problem in PROBLEMS if problem.env_id in args.envs]
+    for seed, problem, size, algo in product(args.seeds, chosen, args.sizes, args.algos):
+        run(args.out, algo, problem, size, seed)
+    rows = [row for problem, size in product(PROBLEMS, SIZES) if (row := summary(args.out, problem, size))]
+    report(rows)
+
+
+def run(folder: Path, algo: str, problem: Problem, size: str, seed: int) -> None:
+    """Train one run, unless its file is in the folder. HybridPPO gets as many environment steps as HPO's config says."""
+    file = folder / f"{problem.env_id}_{size}_{algo}_{seed}.json"
+    if file.exists():
+        return
+    n_timesteps = read_config("hpo", problem.env_id)["n_timesteps"]
+    result = train(algo, problem.env_id, getattr(problem, size), seed, n_timesteps=n_timesteps)
+    file.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def summary(folder: Path, problem: Problem, size: str) -> dict[str, Any] | None:
+    """
+    :return: mean cost and half width of its 95 % interval over seeds for each algorithm, and the reference's cost; ``None``
+        without runs
+    """
+    env_kwargs = getattr(problem, size)
+    row: dict[str, Any] = {"env": problem.env_id, "arguments": " ".join(f"{k}={v}" for k, v in env_kwargs.items())}
+    for algo in ALGORITHMS:
+        files = sorted(folder.glob(f"{problem.env_id}_{size}_{algo}_*.json"))
+        costs = np.array([json.loads(file.read_text())["cost"] for file in files])
+        if len(costs):
+            width = stats.sem(costs) * stats.t.ppf(0.975, len(costs) - 1) if len(costs) > 1 else np.nan
+            row |= {f"{algo}_cost": costs.mean(), f"{algo}_half_width": width, f"{algo}_seeds": len(costs)}
+    if len(row) == 2:
+        return None
+    env = gym.make(problem.env_id, **env_kwargs).unwrapped
+    assert isinstance(env, HybridEnv)
+    row["action_size"] = env.action_size
+    row["reference"] = evaluate(env, env.reference_policy(), N_SCENARIOS, EVALUATION_SEED).mean()
+    return row
+
+
+def report(rows: list[dict[str, Any]]) -> None:
+    """Print the table, write ``suite.csv``, draw ``suite.png``."""
+    header = ["problem", "", "reference", *(cls.__name__ for cls in ALGORITHMS.values())]
+    print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        cells = [
+            f"{row[f'{algo}_cost']:.3f} ± {row[f'{algo}_half_width']:.3f} ({row[f'{algo}_seeds']})"
+            if f"{algo}_cost" in row
+            else ""
+            for algo in ALGORITHMS
+        ]
+        print(f"| {row['env']} | {row['arguments']} | {row['reference']:.3f} | {' | '.join(cells)} |")
+    columns = ["env", "arguments", "action_size", "reference"]
+    columns += [f"{algo}_{what}" for algo in ALGORITHMS for what in ("cost", "half_width", "seeds")]
+    RESULTS.mkdir(exist_ok=True)
+    with open(RESULTS / "suite.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2), layout="constrained")
+    for offset, (algo, cls) in zip((-0.12, 0.12), ALGORITHMS.items(), strict=True):
+        known = [(index, row) for index, row in enumerate(rows) if f"{algo}_cost" in row]
+        gaps = [row[f"{algo}_cost"] / row["reference"] - 1 for _, row in known]
+        errors = [row[f"{algo}_half_width"] / abs(row["reference"]) for _, row in known]
+        axes.errorbar(
+            gaps, [index + offset for index, _ in known], xerr=np.nan_to_num(errors), fmt="o", capsize=3, label=cls.__name__
+        )
+    axes.axvline(0, color="grey", linewidth=1)
+    axes.set_xscale("symlog", linthresh=0.1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_yticks(range(len(rows)), [f"{row['env']}  {row['arguments']}" for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("cost above the reference's, same scenarios (mean and 95 % interval over seeds)")
+    axes.legend()
+    figure.savefig(RESULTS / "suite.png", dpi=120)
+
+
+if __name__ == "__main__":
+    main()
