@@ -59,6 +59,19 @@ def split_mask(packed: torch.Tensor, action_size: int) -> tuple[torch.Tensor, to
     return action, mask > 0.5 if mask.shape[-1] else None
 
 
+def allowed_regimes(regime: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    :param regime: x, shape ``(batch,)``, or ``(batch * k,)`` for k of them in succession per row
+    :param mask: which regimes may be taken, shape ``(batch, J)``; all of them if ``None``
+    :return: x where allowed, else the first allowed regime of the row
+    """
+    if mask is None:
+        return regime
+    of_row = regime.view(len(mask), -1)
+    first = mask.int().argmax(dim=1, keepdim=True)
+    return torch.where(mask.gather(1, of_row), of_row, first).view_as(regime)
+
+
 def hybrid_action_space(action_bounds: np.ndarray) -> spaces.Tuple:
     """
     The action space of a problem with the given bounds: the Box is the hull of all regimes' intervals.

@@ -15,7 +15,8 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.
     Presents ``Tuple(Discrete(J), Box(shape=(n,)))`` as ``Box(-1, 1, (J + n,))``, so that any algorithm for continuous actions
     (Stable-Baselines3's PPO or SAC, say) trains on a hybrid environment.
 
-    The first J entries score the regimes; the highest score is taken, the first of equals. The last n entries are the point b,
+    The first J entries score the regimes; the highest score is taken, the first of equals; of an environment with
+    ``action_masks()``, the highest score that is allowed. The last n entries are the point b,
     each mapped affinely onto its interval in the regime taken. An infinite bound is replaced by a finite reach, so that -1 and
     1 stand for
 
@@ -58,7 +59,10 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.
         outside = np.flatnonzero(~(np.abs(flat) <= 1))
         if outside.size:
             raise ValueError(f"{self._name}: action[{outside[0]}] = {flat[outside[0]]} is outside [-1, 1]")
-        regime = int(flat[: self.n_regimes].argmax())
+        scores = flat[: self.n_regimes]
+        if self.env.has_wrapper_attr("action_masks"):
+            scores = np.where(self.env.get_wrapper_attr("action_masks")(), scores, -np.inf)
+        regime = int(scores.argmax())
         low, high = self._low[regime], self._high[regime]
         share = (flat[self.n_regimes :] + 1) / 2
         return regime, (low + share * (high - low)).clip(low, high)  # the clip undoes rounding only

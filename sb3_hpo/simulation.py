@@ -9,7 +9,7 @@ from torch.distributions import Normal
 from torch.nn import functional as F
 
 from hybrid_envs.core import HybridEnv, require_allowed, require_finite
-from hybrid_envs.spaces import HybridAction
+from hybrid_envs.spaces import HybridAction, allowed_regimes
 from sb3_hpo.distributions import choose, mask_logits
 
 
@@ -201,19 +201,6 @@ class _Episode:
         self.state = type(state)(*(torch.where(_align(self.alive, new), new, old) for old, new in fields))
         self.alive = self.alive & ~self.env.terminal(self.state)
         return reward
-
-
-def allowed_regimes(regime: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """
-    :param regime: x, shape ``(batch,)``, or ``(batch * k,)`` for k of them in succession per row
-    :param mask: which regimes may be taken, shape ``(batch, J)``; all of them if ``None``
-    :return: x where allowed, else the first allowed regime of the row
-    """
-    if mask is None:
-        return regime
-    of_row = regime.view(len(mask), -1)
-    first = mask.int().argmax(dim=1, keepdim=True)
-    return torch.where(mask.gather(1, of_row), of_row, first).view_as(regime)
 
 
 def _align(rows: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
