@@ -33,7 +33,8 @@ def test_hybrid_ppo_trains_on_every_layout(peer, kwargs):
 
 def test_it_learns_which_regime_pays_and_how_far_to_go_in_the_units_of_the_peer():
     env = DummyVecEnv([lambda: PeerEnvWrapper(Hurdle())] * 16)
-    model = HybridPPO("MlpPolicy", env, n_steps=16, batch_size=64, n_epochs=5, learning_rate=1e-2, gamma=0.0, seed=0)
-    model.learn(16 * 16 * 15)
+    settings = {"batch_size": 64, "n_epochs": 5, "learning_rate": 1e-2, "gamma": 0.0, "policy_kwargs": {"net_arch": [16]}}
+    model = HybridPPO("MlpPolicy", env, n_steps=16, seed=0, **settings)
+    model.learn(16 * 16 * 8)
     after, _ = evaluate_policy(model, DummyVecEnv([lambda: PeerEnvWrapper(Hurdle())]), n_eval_episodes=50, warn=False)
     assert after == pytest.approx(1.0, abs=0.1)
