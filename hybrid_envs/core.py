@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import gymnasium as gym
@@ -144,6 +145,14 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         """
         return torch.zeros_like(state.period, dtype=torch.bool)
 
+    def regime_mask(self, state: StateT) -> torch.Tensor:
+        """
+        Which regimes may be taken; all of them unless overridden. At least one must be left wherever an episode goes on.
+
+        :return: bool, shape ``(batch, J)``
+        """
+        return torch.ones((len(state.period), self.n_regimes), dtype=torch.bool, device=self.device)
+
     def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
         """
         The cost figure in which this problem's results are quoted; the total cost of the episode unless overridden.
@@ -188,6 +197,11 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
             (period >= self.horizon) & ~terminated,
         )
 
+    @property
+    def masks_regimes(self) -> bool:
+        """Whether :meth:`regime_mask` is overridden; if it is not, nobody need ask for masks."""
+        return type(self).regime_mask is not HybridEnv.regime_mask
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """
         Move every tensor attribute, as ``torch.nn.Module.to`` does; a running episode ends.
@@ -219,13 +233,13 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
 
     def step(self, action: tuple[int, np.ndarray]) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
-        :raises ValueError: if the action lies outside the action space; nothing is clipped
+        :raises ValueError: if the action lies outside the action space or its regime is masked; nothing is clipped
         :raises FloatingPointError: if the state or the cost is no longer finite
         :raises gymnasium.error.ResetNeeded: if the episode has not begun or has ended
         """
         if self._state is None:
             raise gym.error.ResetNeeded(f"{self.name}: call reset() before step()")
-        regime, point = self.check_action(action)
+        regime, point = self.check_action(action, self.action_masks() if self.masks_regimes else None)
         batch = HybridAction(
             torch.tensor([regime], device=self.device), torch.as_tensor(point, dtype=self.dtype, device=self.device)[None]
         )
@@ -239,6 +253,26 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         if self.render_mode is not None:
             self._frames.append(Frame(result.state, regime, -float(result.reward)))
         return to_numpy(result.observation[0]), float(result.reward), terminated, truncated, {}
+
+    @property
+    def action_masks(self) -> Callable[[], np.ndarray]:
+        """
+        In the convention of sb3_contrib, a method without arguments: which regimes may be taken in the present state, bool,
+        shape ``(J,)``. An environment that masks no regime does not have it, by which wrappers and algorithms tell.
+
+        :raises ValueError: if no regime is allowed
+        :raises gymnasium.error.ResetNeeded: if the episode has not begun or has ended
+        """
+        if not self.masks_regimes:
+            raise AttributeError(f"{self.name} masks no regime, so it has no action_masks")
+        return self._present_mask
+
+    def _present_mask(self) -> np.ndarray:
+        if self._state is None:
+            raise gym.error.ResetNeeded(f"{self.name}: call reset() before action_masks()")
+        mask = self.regime_mask(self._state)
+        require_allowed(self.name, mask, self._state.period)
+        return mask[0].cpu().numpy()
 
     def render(self) -> np.ndarray | None:
         """
@@ -256,10 +290,12 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         """The registered id, or the class name of an environment made without one: what error messages call it."""
         return self.spec.id if self.spec is not None else type(self).__name__
 
-    def check_action(self, action: tuple[Any, Any]) -> tuple[int, np.ndarray]:
+    def check_action(self, action: tuple[Any, Any], mask: np.ndarray | None = None) -> tuple[int, np.ndarray]:
         """
+        :param mask: which regimes may be taken, bool, shape ``(J,)``; all of them unless given
         :return: the regime and the point of an action
         :raises ValueError: naming the environment, the value and what is allowed, if the action is outside the action space
+            or its regime is masked
         """
         discrete, box = split_hybrid_space(self.action_space)
         try:
@@ -270,6 +306,10 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
             raise ValueError(f"{self.name}: an action is a pair (regime, point), got {action!r}") from error
         if np.ndim(regime) or index != regime or not discrete.contains(index):
             raise ValueError(f"{self.name}: regime {regime} is not one of 0..{discrete.n - 1}")
+        if mask is not None and not mask[index]:
+            raise ValueError(
+                f"{self.name}: regime {index} is masked in this state; allowed are {np.flatnonzero(mask).tolist()}"
+            )
         if point.shape != box.shape:
             raise ValueError(f"{self.name}: the point of an action has shape {box.shape}, got {point.shape}")
         outside = np.flatnonzero(~((point >= box.low) & (point <= box.high) & np.isfinite(point)))
@@ -297,6 +337,19 @@ def require_finite(env_name: str, what: str, values: torch.Tensor, period: int |
         row = int((~finite).nonzero()[0, 0])
         when = int(period[row]) if isinstance(period, torch.Tensor) else period
         raise FloatingPointError(f"{env_name}: non-finite {what} in period {when} (scenario {row})")
+
+
+def require_allowed(env_name: str, mask: torch.Tensor, period: int | torch.Tensor) -> None:
+    """
+    :param mask: which regimes may be taken, shape ``(batch, J)``
+    :param period: the present one, or one for each row, shape ``(batch,)``
+    :raises ValueError: naming the environment and the period, if some row allows no regime
+    """
+    allowed = mask.any(dim=1)
+    if not allowed.all():
+        row = int((~allowed).nonzero()[0, 0])
+        when = int(period[row]) if isinstance(period, torch.Tensor) else period
+        raise ValueError(f"{env_name}: regime_mask() allows no regime in period {when} (scenario {row})")
 
 
 def check_count(name: str, value: int, minimum: int = 1) -> int:

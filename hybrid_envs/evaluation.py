@@ -44,6 +44,7 @@ class ReferencePolicy(ABC):
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = True,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[Any, tuple[np.ndarray, ...]]:
         """
         Stable-Baselines3's ``predict``. As with its recurrent policies, the returned state has to be handed back at the next
@@ -53,6 +54,7 @@ class ReferencePolicy(ABC):
         :param state: what the previous call returned, ``None`` at the start of all episodes
         :param episode_start: bool, shape ``(batch,)``: rows in which an episode starts with this observation
         :param deterministic: reference policies always are
+        :param action_masks: not needed: a reference policy knows what its problem allows
         :return: the action ``(x, b)``, or a list of them for batched observations, and the new state
         """
         batch = np.atleast_2d(observation)
@@ -67,7 +69,8 @@ class ReferencePolicy(ABC):
 def evaluate(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -> np.ndarray:
     """
     The cost of a policy on fresh scenarios, each one episode long. Equal seeds give equal scenarios, so that policies can be
-    compared on common random numbers.
+    compared on common random numbers. If the environment masks regimes, ``predict`` is handed ``action_masks``, bool, shape
+    ``(n_scenarios, J)``, as sb3_contrib does it.
 
     :param env: the environment; its own episode is not touched
     :param policy: anything with Stable-Baselines3's ``predict``
@@ -81,7 +84,9 @@ def evaluate(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -> np.
     alive = np.ones(n_scenarios, dtype=bool)  # what follows the end of an episode is another scenario
     costs = np.zeros((env.horizon, n_scenarios))
     for t in range(env.horizon):
-        actions, state = policy.predict(observation, state=state, episode_start=episode_start, deterministic=True)
+        mask = scenarios.regime_mask()
+        masks: dict[str, Any] = {} if mask is None else {"action_masks": mask.cpu().numpy()}
+        actions, state = policy.predict(observation, state=state, episode_start=episode_start, deterministic=True, **masks)
         regimes, points = (np.stack(part) for part in zip(*actions, strict=True))
         observation, reward, terminated, truncated, _ = scenarios.step((regimes, points))
         costs[t] = np.where(alive, -reward, 0.0)

@@ -8,7 +8,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from hybrid_envs.core import HybridEnv, StepResult, check_count, require_finite, to_numpy
+from hybrid_envs.core import HybridEnv, StepResult, check_count, require_allowed, require_finite, to_numpy
 from hybrid_envs.spaces import HybridAction
 
 
@@ -61,6 +61,18 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         """
         return self.env.observation(self.state)
 
+    def regime_mask(self) -> torch.Tensor | None:
+        """
+        :return: which regimes may be taken in the present states, bool, shape ``(num_envs, J)``; ``None`` if the environment
+            masks none
+        :raises ValueError: if some state allows no regime
+        """
+        if not self.env.masks_regimes:
+            return None
+        mask = self.env.regime_mask(self.state)
+        require_allowed(self.env.name, mask, self.state.period)
+        return mask
+
     def advance(self, action: HybridAction) -> tuple[StepResult, torch.Tensor]:
         """
         One period in torch. The states keep their history: called with gradients enabled, costs of later periods are
@@ -106,7 +118,7 @@ class HybridVectorEnv(gym.vector.VectorEnv):
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """
         :param actions: regimes, shape ``(num_envs,)``, and points, shape ``(num_envs, n)``
-        :raises ValueError: if an action lies outside the action space
+        :raises ValueError: if an action lies outside the action space or its regime is masked
         :raises FloatingPointError: if a state or cost is no longer finite
         """
         if self.state is None:
@@ -118,13 +130,16 @@ class HybridVectorEnv(gym.vector.VectorEnv):
                 f"got {regimes.shape} and {points.shape}"
             )
         points = points.astype(np.float32)
+        mask = self.regime_mask()
+        masks = None if mask is None else mask.cpu().numpy()
         if (
             regimes.dtype.kind not in "iu"
             or not np.isfinite(points).all()
             or not self.action_space.contains((regimes.astype(np.int64), points))
+            or (masks is not None and not masks[np.arange(self.num_envs), regimes].all())
         ):
-            for action in zip(regimes, points, strict=True):
-                self.env.check_action(action)
+            for i, action in enumerate(zip(regimes, points, strict=True)):
+                self.env.check_action(action, None if masks is None else masks[i])
         with torch.no_grad():
             period = self.state.period
             result, done = self.advance(

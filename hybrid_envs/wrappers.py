@@ -1,13 +1,16 @@
-"""A flat-Box view of hybrid environments, for algorithms that know nothing of regimes."""
+"""Other views: of hybrid environments as flat ones, and of peers' parameterised environments as hybrid ones."""
 
-from typing import Any
+import inspect
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from hybrid_envs.spaces import split_hybrid_space
+from hybrid_envs.spaces import hybrid_action_space, split_hybrid_space
 
 
 class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.ndarray]], RecordConstructorArgs):
@@ -15,7 +18,8 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.
     Presents ``Tuple(Discrete(J), Box(shape=(n,)))`` as ``Box(-1, 1, (J + n,))``, so that any algorithm for continuous actions
     (Stable-Baselines3's PPO or SAC, say) trains on a hybrid environment.
 
-    The first J entries score the regimes; the highest score is taken, the first of equals. The last n entries are the point b,
+    The first J entries score the regimes; the highest score is taken, the first of equals; of an environment with
+    ``action_masks()``, the highest score that is allowed. The last n entries are the point b,
     each mapped affinely onto its interval in the regime taken. An infinite bound is replaced by a finite reach, so that -1 and
     1 stand for
 
@@ -58,7 +62,10 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.
         outside = np.flatnonzero(~(np.abs(flat) <= 1))
         if outside.size:
             raise ValueError(f"{self._name}: action[{outside[0]}] = {flat[outside[0]]} is outside [-1, 1]")
-        regime = int(flat[: self.n_regimes].argmax())
+        scores = flat[: self.n_regimes]
+        if self.env.has_wrapper_attr("action_masks"):
+            scores = np.where(self.env.get_wrapper_attr("action_masks")(), scores, -np.inf)
+        regime = int(scores.argmax())
         low, high = self._low[regime], self._high[regime]
         share = (flat[self.n_regimes :] + 1) / 2
         return regime, (low + share * (high - low)).clip(low, high)  # the clip undoes rounding only
@@ -66,3 +73,215 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.
     @property
     def _name(self) -> str:
         return self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
+
+
+class PeerEnvWrapper(gym.Env[np.ndarray, tuple[int, np.ndarray]]):
+    """
+    Presents an environment with parameterised actions that was written for another library as one with
+    ``Tuple(Discrete(J), Box(shape=(n,)))`` actions and Box observations, so that HybridPPO trains on it.
+
+    The environment may have the API of Gymnasium or of the old ``gym`` (``reset()`` returns the observation alone, ``step()``
+    four values, ``seed()`` sets the seed), and spaces of either. Its action space is one of
+
+    - ``Tuple(Discrete(J), Box)``, one Box for all regimes: its actions are ``(x, array)``,
+    - ``Tuple(Discrete(J), Tuple(Box, ..., Box))``, one Box per regime: ``(x, (array, ..., array))``,
+    - ``Tuple(Discrete(J), Box, ..., Box)``, one Box per regime: ``(x, array, ..., array)``.
+
+    n is the number of parameters of the regime that has most. The first coordinates of b are the parameters of the regime
+    taken, in the Box's own units and clipped to it; the others are ignored, and their ``action_bounds`` are (0, 0). The
+    environment gets zero, or the bound nearest to it, for the parameters of the regimes not taken.
+
+    Observations out of Tuples and Dicts are put side by side in one vector; a Discrete gives one number.
+
+    :param env: the environment; an object with ``reset``, ``step``, ``action_space`` and ``observation_space``
+    :param boxes_of: for each regime, which Boxes hold its parameters, counted from 0; for environments in which a regime has
+        several, or none
+    :raises TypeError: naming the space, if actions or observations have another layout
+    :raises ValueError: if ``boxes_of`` does not fit the action space
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
+
+    def __init__(self, env: Any, boxes_of: Sequence[Sequence[int]] | None = None):
+        self.env = env
+        self.name = type(getattr(env, "unwrapped", env)).__name__
+        self._discrete, self._boxes, self._nested = _parameterised(env.action_space)
+        n_regimes = int(self._discrete.n)
+        if boxes_of is None:
+            shared = len(self._boxes) == 1 and not self._nested
+            boxes_of = [[0]] * n_regimes if shared else [[i] for i in range(len(self._boxes))]
+        if len(boxes_of) != n_regimes or not {i for own in boxes_of for i in own} <= set(range(len(self._boxes))):
+            raise ValueError(
+                f"{self.name}: {n_regimes} regimes have {len(self._boxes)} Boxes in {env.action_space}; boxes_of must say for "
+                f"each regime which of 0..{len(self._boxes) - 1} are its own, got {list(map(list, boxes_of))}"
+            )
+        self._boxes_of = boxes_of
+        own_bounds = [np.concatenate([np.zeros((0, 2)), *(_bounds(self._boxes[i]) for i in own)]) for own in boxes_of]
+        self.action_bounds = np.zeros((n_regimes, max(map(len, own_bounds)), 2), dtype=np.float32)
+        for regime, bounds in enumerate(own_bounds):
+            self.action_bounds[regime, : len(bounds)] = bounds
+        self.action_space = hybrid_action_space(self.action_bounds)
+        self.action_scale = _half_width(self.action_bounds)
+        low, high = _observation_bounds(env.observation_space).astype(np.float32).T
+        self.observation_space = spaces.Box(low, high, dtype=np.float32)
+        reach = np.maximum(np.abs(low), np.abs(high))
+        self.observation_scale = np.where((reach > 0) & (reach < UNBOUNDED), reach, 1.0).astype(np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        # of the innermost environment: wrappers of the old gym take any argument and hand it on
+        takes = inspect.signature(getattr(self.env, "unwrapped", self.env).reset).parameters
+        if seed is not None and "seed" not in takes:
+            self._seed(seed)
+        given = {"seed": seed, "options": options}
+        result = self.env.reset(**{name: value for name, value in given.items() if name in takes})
+        observation, info = result if self._comes_with_info(result) else (result, {})
+        return self._flat(observation), info
+
+    def _seed(self, seed: int) -> None:
+        if hasattr(self.env, "seed"):
+            self.env.seed(seed)
+        else:
+            warnings.warn(f"{self.name} has no seed(): its episodes cannot be repeated", stacklevel=3)
+
+    def _comes_with_info(self, result: Any) -> bool:
+        """Whether ``reset()`` returned (observation, info); a Tuple observation, too, may be a pair that ends in a dict."""
+        if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
+            return False
+        parts = _parts(self.env.observation_space)
+        last = getattr(parts[1], "spaces", None) if isinstance(parts, tuple) and len(parts) == 2 else None
+        return not (isinstance(last, Mapping) and set(last) == set(result[1]))
+
+    def step(self, action: tuple[int, np.ndarray]) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """
+        :raises ValueError: if the action lies outside the action space, or what the environment returns is not four or five
+            values with an observation of its space
+        :raises FloatingPointError: if the observation or the reward is not finite
+        """
+        result = self.env.step(self.peer_action(action))
+        if len(result) == 5:
+            observation, reward, terminated, truncated, info = result
+        elif len(result) == 4:
+            observation, reward, done, info = result
+            truncated = done and info.get("TimeLimit.truncated", False)
+            terminated = done and not truncated
+        else:
+            raise ValueError(f"{self.name}: step() must return 4 or 5 values, got {len(result)}")
+        reward = float(np.asarray(reward).item())
+        if not np.isfinite(reward):
+            raise FloatingPointError(f"{self.name}: non-finite reward {reward}")
+        return self._flat(observation), reward, bool(terminated), bool(truncated), info
+
+    def peer_action(self, action: tuple[int, np.ndarray]) -> tuple[Any, ...]:
+        """
+        :param action: the regime and the point, shape ``(n,)``
+        :return: the same in the layout of the wrapped environment
+        :raises ValueError: if the action lies outside the action space
+        """
+        regime, point = action[0], np.asarray(action[1], dtype=np.float32)
+        if not (self.action_space.contains((regime, point)) and np.isfinite(point).all()):
+            raise ValueError(f"{self.name}: the action {action!r} is outside {self.action_space}")
+        parameters: list[np.ndarray] = [np.zeros(len(_bounds(box)), dtype=np.float32) for box in self._boxes]
+        start = 0
+        for i in self._boxes_of[int(regime)]:
+            parameters[i] = point[start : start + len(parameters[i])]
+            start += len(parameters[i])
+        arrays = tuple(
+            np.clip(values, *_bounds(box).T).reshape(box.shape).astype(getattr(box, "dtype", None) or np.float32)
+            for values, box in zip(parameters, self._boxes, strict=True)
+        )
+        x = int(regime) + int(getattr(self._discrete, "start", 0))
+        return (x, arrays) if self._nested else (x, *arrays)
+
+    def _flat(self, observation: Any) -> np.ndarray:
+        space = self.env.observation_space
+        try:
+            flat = np.concatenate(list(_numbers(space, observation))).astype(np.float32)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.name}: the observation {observation!r} is not one of {space}") from error
+        if flat.shape != self.observation_space.shape:
+            raise ValueError(f"{self.name}: the observation {observation!r} is not one of {space}")
+        if not np.isfinite(flat).all():
+            raise FloatingPointError(f"{self.name}: non-finite observation {observation!r}")
+        return flat
+
+    def render(self) -> Any:
+        return self.env.render()
+
+    def close(self) -> None:
+        if hasattr(self.env, "close"):
+            self.env.close()
+
+
+# ---- spaces by what they have, be they gym's or Gymnasium's ------------------------------------------------------------
+
+UNBOUNDED = 1e6
+"""Bounds of observations beyond this say nothing of their typical magnitude."""
+
+
+def _is_box(space: Any) -> bool:
+    return all(hasattr(space, name) for name in ("low", "high", "shape"))
+
+
+def _is_discrete(space: Any) -> bool:
+    return hasattr(space, "n") and not getattr(space, "shape", None)  # MultiBinary has an n, too, and a shape
+
+
+def _parts(space: Any) -> tuple[Any, ...] | Mapping[str, Any] | None:
+    """The spaces in a Tuple or Dict; ``None`` of any other space."""
+    parts = getattr(space, "spaces", None)
+    return tuple(parts) if isinstance(parts, list | tuple) else parts
+
+
+def _bounds(box: Any) -> np.ndarray:
+    """Low and high of each number in a Box, shape ``(size, 2)``."""
+    return np.stack([np.broadcast_to(limit, box.shape).ravel() for limit in (box.low, box.high)], axis=1)
+
+
+def _parameterised(space: Any) -> tuple[Any, tuple[Any, ...], bool]:
+    """The Discrete of an action space, its Boxes, and whether these stand in a Tuple of their own."""
+    parts = _parts(space)
+    if isinstance(parts, tuple) and len(parts) > 1 and _is_discrete(parts[0]):
+        inner = _parts(parts[1]) if len(parts) == 2 else None
+        boxes = inner if isinstance(inner, tuple) else parts[1:]
+        if boxes and all(map(_is_box, boxes)):
+            return parts[0], boxes, boxes is inner
+    raise TypeError(
+        "the action space must be Tuple(Discrete, Box), Tuple(Discrete, Tuple(Box, ..., Box)) or "
+        f"Tuple(Discrete, Box, ..., Box), got {space}"
+    )
+
+
+def _half_width(bounds: np.ndarray) -> np.ndarray:
+    """A typical magnitude of each coordinate: half the width of its interval, the geometric mean over regimes; else 1."""
+    width = (bounds[..., 1] - bounds[..., 0]) / 2
+    usable = np.isfinite(width) & (width > 0)
+    total = np.log(np.where(usable, width, 1.0)).sum(axis=0)
+    return np.exp(total / np.maximum(usable.sum(axis=0), 1)).astype(np.float32)
+
+
+def _observation_bounds(space: Any) -> np.ndarray:
+    """Low and high of each number in an observation, shape ``(d, 2)``."""
+    parts = _parts(space)
+    if parts is not None:
+        inner = parts.values() if isinstance(parts, Mapping) else parts
+        return np.concatenate([_observation_bounds(part) for part in inner])
+    if _is_discrete(space):
+        start = getattr(space, "start", 0)
+        return np.array([[start, start + space.n - 1]], dtype=float)
+    if _is_box(space):
+        return _bounds(space).astype(float)
+    raise TypeError(f"observations must be made of Box, Discrete, Tuple and Dict, got {space}")
+
+
+def _numbers(space: Any, value: Any) -> Iterator[np.ndarray]:
+    """The numbers in an observation, in the order of :func:`_observation_bounds`."""
+    parts = _parts(space)
+    if isinstance(parts, Mapping):
+        for key, part in parts.items():
+            yield from _numbers(part, value[key])
+    elif parts is not None:
+        for part, item in zip(parts, value, strict=True):
+            yield from _numbers(part, item)
+    else:
+        yield np.asarray(value, dtype=float).ravel()

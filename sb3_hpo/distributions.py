@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
@@ -9,6 +10,36 @@ from torch.distributions import Categorical, Normal
 from typing_extensions import Self
 
 from hybrid_envs.spaces import pack, unpack
+
+MASKED_LOGIT = -1e30
+"""The logit of a regime that may not be taken: its probability is exactly 0. Minus infinity would turn 0·log 0 into NaN."""
+
+
+def mask_logits(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    :param logits: of the regimes, shape ``(batch, J)``
+    :param mask: which of them may be taken, bool, same shape; all of them if ``None``
+    :return: the same where allowed, else :data:`MASKED_LOGIT`, which passes no gradient
+    """
+    return logits if mask is None else torch.where(mask, logits, MASKED_LOGIT)
+
+
+def mask_tensor(masks: Any, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+    """
+    :param masks: which regimes may be taken, as an environment's ``action_masks()`` or a caller of ``predict`` says
+    :param shape: ``(batch, J)``; a mask for a batch of one may lack the first dimension
+    :return: bool, of the given shape
+    :raises ValueError: if the shape is another, or a row allows no regime
+    """
+    array = np.asarray(masks, dtype=bool)
+    if array.shape == shape[1:]:
+        array = array[None]
+    if array.shape != shape:
+        raise ValueError(f"action_masks must have shape {shape}, one entry per environment and regime, got {array.shape}")
+    stuck = np.flatnonzero(~array.any(axis=1))
+    if stuck.size:
+        raise ValueError(f"action_masks allows no regime in environment {stuck[0]}; at least one must be left")
+    return torch.as_tensor(array, device=device)
 
 
 class HybridDistribution(Distribution):

@@ -17,8 +17,8 @@ from torch.nn.utils import parameters_to_vector
 from typing_extensions import Self
 
 from hybrid_envs.core import check_count
-from hybrid_envs.spaces import HybridAction, pack
-from sb3_hpo.distributions import choose
+from hybrid_envs.spaces import HybridAction, append_mask, pack, packed_size
+from sb3_hpo.distributions import choose, mask_logits
 from sb3_hpo.hybrid_ppo import HybridPPO, make_schedule
 from sb3_hpo.losses import pathwise_loss, score_loss
 from sb3_hpo.policies import DeterministicPointPolicy
@@ -214,17 +214,19 @@ class HPO(HybridPPO):
         """
         assert self._last_obs is not None
         self.policy.set_training_mode(False)
+        view = LiveView(env)
+        rollout_buffer.action_dim = packed_size(self.action_space, view.simulator.env.masks_regimes)
         rollout_buffer.reset()
         callback.on_rollout_start()
-        view = LiveView(env)
         view.simulator.detach()
         live_rewards, live_log_probs = [], []
         final_values = np.zeros((n_rollout_steps, env.num_envs), dtype=np.float32)
 
         for step in range(n_rollout_steps):
             obs = view.observation()
+            mask = view.simulator.regime_mask()
             logits = self.policy.regime_logits(obs if self.cross_term else obs.detach())
-            regimes = torch.distributions.Categorical(logits=logits, validate_args=False)
+            regimes = torch.distributions.Categorical(logits=mask_logits(logits, mask), validate_args=False)
             x = regimes.sample()
             b = choose(self.policy.candidates(obs), x)
             log_prob = regimes.log_prob(x)
@@ -243,7 +245,7 @@ class HPO(HybridPPO):
                 final_values[step, truncated] = self._values(np.stack([infos[i]["terminal_observation"] for i in truncated]))
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
-                pack(x, b.detach()).cpu().numpy(),
+                append_mask(pack(x, b.detach()), mask).cpu().numpy(),
                 rewards,
                 self._last_episode_starts,  # type: ignore[arg-type]
                 torch.as_tensor(self._values(self._last_obs)),

@@ -2,15 +2,20 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
 
+from hybrid_envs.spaces import packed_size
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
+from sb3_hpo.distributions import mask_tensor
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
 from sb3_hpo.vec_env import HybridActionWrapper
 
@@ -44,6 +49,9 @@ class HybridPPO(PPO, TupleActions):
     Proximal Policy Optimization with hybrid actions, on any Gymnasium environment whose action space is
     ``Tuple(Discrete, Box)``; the environment need not be differentiable. The regime is categorical, the point Gaussian
     around the regime's candidate, and both are learned by the score function.
+
+    An environment with an ``action_masks()`` method (sb3_contrib's convention) says there, before every step, which regimes
+    may be taken, bool, shape ``(J,)``; no other is drawn, and the update sees the masks of the moment.
 
     Everything else is SB3's PPO, its arguments included.
 
@@ -98,6 +106,36 @@ class HybridPPO(PPO, TupleActions):
         if self.env is not None:
             self.policy_kwargs = geometry(self.env) | self.policy_kwargs
         super()._setup_model()
+
+    def collect_rollouts(
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
+    ) -> bool:
+        masked = env.has_attr("action_masks")
+        rollout_buffer.action_dim = packed_size(self.action_space, masked)  # its arrays are made anew for every rollout
+        if not masked:
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+        def ask_for_masks(policy: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            masks = np.stack(env.env_method("action_masks"))
+            return args, kwargs | {"action_masks": mask_tensor(masks, (env.num_envs, len(policy.action_bounds)), self.device)}
+
+        # SB3 calls self.policy(obs) once a step. The hook adds the masks to that call, as long as the rollout lasts; so SB3's
+        # rollout need not be written anew, and the policy remains a function of its arguments.
+        with self.policy.register_forward_pre_hook(ask_for_masks, with_kwargs=True):
+            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """
+        As the policy's :meth:`~sb3_hpo.policies.HybridActorCriticPolicy.predict`.
+        """
+        return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
 
     def train(self) -> None:
         self.ent_coef = self.ent_coef_schedule(self._current_progress_remaining)

@@ -13,8 +13,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 from torch.nn import functional as F
 
-from hybrid_envs.spaces import box_bounds, feasible_actions, split_hybrid_space, unpack
-from sb3_hpo.distributions import HybridDistribution
+from hybrid_envs.spaces import append_mask, box_bounds, feasible_actions, split_hybrid_space, split_mask, unpack
+from sb3_hpo.distributions import HybridDistribution, mask_logits, mask_tensor
 
 COMPONENTS = ("discrete", "continuous", "value")
 
@@ -233,24 +233,34 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
     # ---- SB3's interface ---------------------------------------------------------------------------------------------
 
-    def get_distribution(self, obs: PyTorchObs) -> HybridDistribution:
+    def get_distribution(self, obs: PyTorchObs, action_masks: torch.Tensor | None = None) -> HybridDistribution:
+        """
+        :param action_masks: which regimes may be taken, bool, shape ``(batch, J)``; all of them unless given
+        """
         std = self.log_std.exp() * self.std_unit if self.stochastic_point else None
-        return HybridDistribution().proba_distribution(self.regime_logits(obs), self.candidates(obs), std)
+        logits = mask_logits(self.regime_logits(obs), action_masks)
+        return HybridDistribution().proba_distribution(logits, self.candidates(obs), std)
 
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, obs: PyTorchObs, deterministic: bool = False, action_masks: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        :return: packed actions ``(batch, 1 + n)``, values ``(batch, 1)`` and log-probabilities ``(batch,)``
+        :param action_masks: which regimes may be taken, bool, shape ``(batch, J)``; all of them unless given
+        :return: packed actions ``(batch, 1 + n)``, or ``(batch, 1 + n + J)`` with masks, values ``(batch, 1)`` and
+            log-probabilities ``(batch,)``
         """
-        distribution = self.get_distribution(obs)
+        distribution = self.get_distribution(obs, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
-        return actions, self.predict_values(obs), distribution.log_prob(actions)
+        log_prob = distribution.log_prob(actions)
+        return append_mask(actions, action_masks), self.predict_values(obs), log_prob
 
     def evaluate_actions(self, obs: PyTorchObs, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        :param actions: packed, shape ``(batch, 1 + n)``
+        :param actions: packed, shape ``(batch, 1 + n)``, or ``(batch, 1 + n + J)`` with the masks they were chosen under
         :return: values ``(batch, 1)``, log-probabilities ``(batch,)`` and entropies ``(batch,)``
         """
-        distribution = self.get_distribution(obs)
+        actions, mask = split_mask(actions, self.action_bounds.shape[1])
+        distribution = self.get_distribution(obs, mask)
         return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
 
     def predict(  # type: ignore[override]
@@ -259,16 +269,24 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
+        action_masks: np.ndarray | None = None,
     ) -> tuple[tuple[int, np.ndarray] | list[tuple[int, np.ndarray]], tuple[np.ndarray, ...] | None]:
         """
-        As in SB3, with hybrid actions.
+        As in SB3, with hybrid actions; as in sb3_contrib, with masks.
 
+        :param action_masks: which regimes may be taken, shape ``(J,)``, or ``(batch, J)``; all of them unless given
         :return: one ``(x, b)`` for a single observation, a list of them for a batch, and the unchanged ``state``
+        :raises ValueError: if a mask has another shape or allows no regime
         """
         self.set_training_mode(False)
         obs, is_batch = self.obs_to_tensor(observation)
         with torch.no_grad():
-            actions = feasible_actions(self._predict(obs, deterministic=deterministic), self.action_bounds)
+            mask = None
+            if action_masks is not None:
+                batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
+                mask = mask_tensor(action_masks, (batch_size, len(self.action_bounds)), self.device)
+            packed = self.get_distribution(obs, mask).get_actions(deterministic=deterministic)
+            actions = feasible_actions(packed, self.action_bounds)
         return (actions if is_batch else actions[0]), state
 
 
@@ -289,5 +307,7 @@ class DeterministicPointPolicy(HybridActorCriticPolicy):
 
     def evaluate_actions(self, obs: PyTorchObs, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # The point has no density, so the tower need not be evaluated.
-        distribution = torch.distributions.Categorical(logits=self.regime_logits(obs), validate_args=False)
+        actions, mask = split_mask(actions, self.action_bounds.shape[1])
+        logits = mask_logits(self.regime_logits(obs), mask)
+        distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
         return self.predict_values(obs), distribution.log_prob(unpack(actions).regime), distribution.entropy()

@@ -8,9 +8,9 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from hybrid_envs.core import HybridEnv, require_finite
-from hybrid_envs.spaces import HybridAction
-from sb3_hpo.distributions import choose
+from hybrid_envs.core import HybridEnv, require_allowed, require_finite
+from hybrid_envs.spaces import HybridAction, allowed_regimes
+from sb3_hpo.distributions import choose, mask_logits
 
 
 class HybridPolicy(Protocol):
@@ -29,7 +29,8 @@ class HybridPolicy(Protocol):
 class Rollout(NamedTuple):
     """
     Episodes with gradients; every entry has leading dimensions ``(T, batch)``. After an episode has terminated its rewards are
-    0, but regimes are drawn on: so the probabilities of all regime sequences still sum to 1.
+    0, but regimes are drawn on: so the probabilities of all regime sequences still sum to 1. A masked regime has probability 0
+    and is never executed: where one is given, the first allowed one is taken in its place.
     """
 
     states: Any
@@ -69,17 +70,18 @@ def simulate(
     states, periods = [], []
     for period, shock in enumerate(noise):
         states.append(episode.state)
-        obs = env.observation(episode.state)
-        log_pi = F.log_softmax(policy.regime_logits(obs if live_score else obs.detach()), dim=1)
+        obs, mask = env.observation(episode.state), episode.mask(period)
+        log_pi = F.log_softmax(mask_logits(policy.regime_logits(obs if live_score else obs.detach()), mask), dim=1)
         x = regimes[period] if regimes is not None else torch.multinomial(log_pi.detach().exp(), 1, generator=generator)[:, 0]
-        b = choose(policy.candidates(obs), x)
         log_prob = log_pi.gather(1, x.unsqueeze(1)).squeeze(1)
+        executed = allowed_regimes(x, mask)
+        b = choose(policy.candidates(obs), executed)
         if point_std is not None:
             standard = torch.randn(b.shape, generator=generator, dtype=b.dtype, device=b.device)
             drawn = (b + point_std * scale * standard).detach()
             log_prob = log_prob + Normal(b, point_std * scale).log_prob(drawn).sum(dim=1)
-            b = drawn.clamp(low[x], high[x])
-        result = env.step_torch(episode.state, HybridAction(x, b), shock)
+            b = drawn.clamp(low[executed], high[executed])
+        result = env.step_torch(episode.state, HybridAction(executed, b), shock)
         reward = episode.advance(result.state, result.reward, period)
         periods.append((obs, log_pi, x, reward, log_prob))
     stacked = type(initial_state)(*map(torch.stack, zip(*states, strict=True)))
@@ -116,10 +118,10 @@ def branched_returns(
         rows = (horizon - age) * batch * n_regimes  # rows are in order of t: the youngest branches reach the end first
         episode.keep(rows)
         shock, u = (of_period[age:].flatten(0, 1).repeat_interleave(n_regimes, dim=0) for of_period in (noise, uniform))
-        obs = env.observation(episode.state)
-        cumulative = policy.regime_logits(obs).softmax(dim=1).cumsum(dim=1)
+        obs, mask = env.observation(episode.state), episode.mask(age)
+        cumulative = mask_logits(policy.regime_logits(obs), mask).softmax(dim=1).cumsum(dim=1)
         drawn = (u.unsqueeze(1) > cumulative).sum(dim=1).clamp(max=n_regimes - 1)
-        x = every_regime if age == 0 else drawn
+        x = allowed_regimes(every_regime if age == 0 else drawn, mask)
         result = env.step_torch(episode.state, HybridAction(x, choose(policy.candidates(obs), x)), shock)
         totals[:rows] += episode.advance(result.state, result.reward, age)
     return totals.view(horizon, batch, n_regimes)
@@ -150,13 +152,16 @@ def simulate_relaxed(
     episode = _Episode(env, initial_state)
     rewards = []
     for period, shock in enumerate(noise):
-        obs = env.observation(episode.state)
-        log_pi = F.log_softmax(policy.regime_logits(obs), dim=1)
+        obs, mask = env.observation(episode.state), episode.mask(period)
+        log_pi = F.log_softmax(mask_logits(policy.regime_logits(obs), mask), dim=1)
         gumbel = -torch.empty_like(log_pi).exponential_(generator=generator).log()
         y = F.softmax((log_pi + gumbel) / temperature, dim=1)
         if straight_through:
             y = F.one_hot(y.argmax(dim=1), n_regimes) + (y - y.detach())
-        action = HybridAction(every_regime.repeat(len(y)), policy.candidates(obs).flatten(0, 1))
+        x = allowed_regimes(every_regime.repeat(len(y)), mask)
+        candidates = policy.candidates(obs)
+        b = candidates.gather(1, x.view(*y.shape, 1).expand_as(candidates))
+        action = HybridAction(x, b.flatten(0, 1))
         result = env.step_torch(repeat_rows(episode.state, n_regimes), action, shock.repeat_interleave(n_regimes, dim=0))
         state = type(result.state)(*(_blend(y, field) for field in result.state))
         rewards.append(episode.advance(state, _blend(y, result.reward), period))
@@ -168,6 +173,18 @@ class _Episode:
 
     def __init__(self, env: HybridEnv, initial_state: Any):
         self.env, self.state, self.alive = env, initial_state, ~env.terminal(initial_state)
+
+    def mask(self, period: int) -> torch.Tensor | None:
+        """
+        :return: which regimes may be taken, shape ``(batch, J)``, all of them where an episode has terminated; ``None`` if the
+            environment masks none
+        :raises ValueError: if an episode that goes on is left without a regime
+        """
+        if not self.env.masks_regimes:
+            return None
+        mask = self.env.regime_mask(self.state) | ~self.alive.unsqueeze(1)
+        require_allowed(self.env.name, mask, period)
+        return mask
 
     def keep(self, rows: int) -> None:
         """Go on with the first so many episodes."""
@@ -236,6 +253,7 @@ def require_exogenous_noise(env: HybridEnv, batch_size: int = 4) -> None:
             generator.manual_seed(action_seed)
             for period, shock in enumerate(noise):
                 x = torch.randint(env.n_regimes, (batch_size,), generator=generator, device=env.device)
+                x = allowed_regimes(x, env.regime_mask(state) if env.masks_regimes else None)
                 standard = torch.randn(low[x].shape, generator=generator, dtype=env.dtype, device=env.device)
                 outcomes = []
                 for step_seed in (0, 1):

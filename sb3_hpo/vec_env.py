@@ -54,8 +54,9 @@ class HybridVecEnv(VecEnv):
         if isinstance(actions, HybridAction):
             self._actions = actions
             return
-        env = self.simulator.env
-        checked = [env.check_action(action) for action in actions]
+        env, mask = self.simulator.env, self.simulator.regime_mask()
+        masks = [None] * self.num_envs if mask is None else mask.cpu().numpy()
+        checked = [env.check_action(action, allowed) for action, allowed in zip(actions, masks, strict=True)]
         self._actions = HybridAction(
             torch.tensor([regime for regime, _ in checked], device=env.device),
             torch.as_tensor(np.stack([point for _, point in checked]), dtype=env.dtype, device=env.device),
@@ -98,6 +99,8 @@ class HybridVecEnv(VecEnv):
         setattr(self.simulator.env, attr_name, value)
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
+        if method_name == "action_masks" and (mask := self.simulator.regime_mask()) is not None:
+            return list(mask.cpu().numpy()[self._indices(indices)])
         method = getattr(self.simulator.env, method_name)
         return [method(*method_args, **method_kwargs) for _ in self._indices(indices)]
 
@@ -114,8 +117,9 @@ class HybridVecEnv(VecEnv):
 
 class HybridActionWrapper(VecEnvWrapper):
     """
-    Turns the packed actions of SB3's rollout, an array of shape ``(n_envs, 1 + n)``, into one ``(x, b)`` per environment,
-    with b clipped to the bounds of its regime as SB3 clips Box actions to the Box. Other actions pass unchanged.
+    Turns the packed actions of SB3's rollout, an array of shape ``(n_envs, 1 + n)``, or ``(n_envs, 1 + n + J)`` with masks,
+    into one ``(x, b)`` per environment, with b clipped to the bounds of its regime as SB3 clips Box actions to the Box. Other
+    actions pass unchanged.
 
     :param venv: any VecEnv whose action space is ``Tuple(Discrete, Box)``
     """

@@ -12,6 +12,7 @@ import torch
 from hybrid_envs import HybridEnv, check_hybrid_env
 from hybrid_envs.checker import HybridEnvError
 from hybrid_envs.core import StepResult
+from tests.masked import KilnEnv
 
 
 class TankState(NamedTuple):
@@ -202,7 +203,7 @@ class MeritOverBatch(TankEnv):
 
 
 class StepClips(TankEnv):
-    def check_action(self, action):
+    def check_action(self, action, mask=None):
         return min(int(action[0]), 2), np.nan_to_num(np.asarray(action[1], dtype=np.float32))
 
 
@@ -279,6 +280,35 @@ class Raises(TankEnv):
         return state.temperature > 0
 
 
+class MaskIsFloat(TankEnv):
+    def regime_mask(self, state):
+        return torch.ones(len(state.period), 3, dtype=self.dtype)
+
+
+class MaskWithoutBatch(TankEnv):
+    def regime_mask(self, state):
+        return torch.ones(3, dtype=torch.bool)
+
+
+class MaskOfEverything(TankEnv):
+    def regime_mask(self, state):
+        return (state.period < 4).unsqueeze(1).expand(-1, 3)
+
+
+class MaskSeesOtherRows(TankEnv):
+    def regime_mask(self, state):
+        drains = (state.level >= state.level.mean(dim=0)).any(dim=1)
+        return torch.stack([state.period >= 0, state.period >= 0, drains], dim=1)
+
+
+class MaskRemembers(TankEnv):
+    calls = 0
+
+    def regime_mask(self, state):
+        self.calls += 1
+        return torch.stack([state.period >= 0, state.period >= 0, state.period + self.calls % 2 > 0], dim=1)
+
+
 BROKEN = [
     (HullTooWide, "action_space", "Box.-2.0, inf.*hull of action_bounds is .*Box.-1.0, inf"),
     (RegimesMiscounted, "action_bounds", r"n_regimes = 2.*shape \(3, 2, 2\)"),
@@ -321,6 +351,11 @@ BROKEN = [
     (NaNGradient, "gradient of observation", r"not finite in state.level\[0\]"),
     (Overflows, "transition", "non-finite level in period"),
     (Raises, "terminal", "AttributeError.*temperature"),
+    (MaskIsFloat, "regime_mask", "make it torch.bool"),
+    (MaskWithoutBatch, "regime_mask", r"return shape \(9, 3\)"),
+    (MaskOfEverything, "regime_mask", "allows no regime in period 4"),
+    (MaskSeesOtherRows, "regime_mask", "row 8 of regime_mask changes"),
+    (MaskRemembers, "regime_mask", "same inputs give different results"),
 ]
 
 
@@ -357,6 +392,10 @@ def test_an_episode_that_ends_early_passes():
             return state.level.sum(dim=1) > 2.0
 
     check_hybrid_env(Bursting())
+
+
+def test_masked_regimes_are_not_tried():
+    check_hybrid_env(KilnEnv())  # which gives NaN where one is taken
 
 
 def test_the_checked_environment_and_the_global_generators_are_left_alone():

@@ -1,0 +1,225 @@
+"""What the checks of :func:`~hybrid_envs.checker.check_hybrid_env` are made of: probes, watched calls, and clear failures."""
+
+import pickle
+import random
+from collections.abc import Iterator
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+
+from hybrid_envs.core import HybridEnv
+from hybrid_envs.spaces import HybridAction, allowed_regimes
+
+
+class HybridEnvError(AssertionError):
+    """An environment breaks the contract of a HybridEnv; the message says what is wrong, where, and how to mend it."""
+
+
+class Probe(NamedTuple):
+    """Inputs of ``step_torch`` as a random policy meets them; row i takes regime i modulo J, or the first allowed one."""
+
+    state: Any
+    action: HybridAction
+    noise: torch.Tensor
+
+
+def _message(env: HybridEnv, where: str, what: str, mend: str) -> str:
+    return f"{env.name}, {where} ({env.dtype} on {env.device}): {what}. To mend it: {mend}."
+
+
+def fail(env: HybridEnv, where: str, what: str, mend: str) -> NoReturn:
+    raise HybridEnvError(_message(env, where, what, mend))
+
+
+def seeded(env: HybridEnv, seed: int) -> torch.Generator:
+    return torch.Generator(env.device).manual_seed(seed)
+
+
+def leaves(label: str, value: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors in nested NamedTuples, with their dotted names."""
+    if isinstance(value, torch.Tensor):
+        yield label, value
+    elif hasattr(value, "_asdict"):
+        for field, item in value._asdict().items():
+            yield from leaves(f"{label}.{field}", item)
+
+
+def call_hook(env: HybridEnv, hook: str, *args: Any, **kwargs: Any) -> Any:
+    """Call a hook; it must not raise, write to its arguments, or draw from a global random generator."""
+    names = {"figure_of_merit": ["costs"]}.get(hook, ["state", "action", "noise", "next_state"])
+    tensors = [leaf for name, arg in zip(names, args, strict=False) for leaf in leaves(name, arg)]
+    before = [(tensor.clone(), tensor._version) for _, tensor in tensors]
+    rng = _global_rng()
+    try:
+        result = getattr(env, hook)(*args, **kwargs)
+    except Exception as error:
+        mend = "create tensors with dtype=self.dtype, device=self.device, and keep constants as tensor attributes of the env"
+        if (env.dtype, env.device.type) == (torch.float32, "cpu"):
+            mend = "its cause is chained to this error"
+        raise HybridEnvError(_message(env, f"{hook}()", f"raised {type(error).__name__}: {error}", mend)) from error
+    for (name, tensor), (value, version) in zip(tensors, before, strict=True):
+        if tensor._version != version or not torch.equal(tensor, value):
+            fail(env, f"{hook}()", f"writes to its argument {name} in place", "return new tensors: x + 1 instead of x += 1")
+    for source, value in _global_rng().items():
+        if value != rng[source]:
+            mend = "draw in initial() and sample_noise() only, from the generator they are given"
+            fail(env, f"{hook}()", f"hidden randomness: it draws from the global generator of {source}", mend)
+    return result
+
+
+def _global_rng() -> dict[str, Any]:
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy.random": pickle.dumps(np.random.get_state()),
+        "random": random.getstate(),
+    }
+
+
+def draw(env: HybridEnv, hook: str, batch: int, seed: int) -> Any:
+    """What a drawing hook returns, twice the same from the same seed."""
+    first, second = (call_hook(env, hook, batch, seeded(env, seed)) for _ in range(2))
+    for (name, left), (_, right) in zip(leaves(hook, first), leaves(hook, second), strict=True):
+        if not torch.equal(left, right):
+            mend = "pass generator=generator to every draw, and keep no memory of earlier calls"
+            fail(env, f"{hook}()", f"hidden randomness: equal seeds give different values in {name}", mend)
+    return first
+
+
+def require_tensor(
+    env: HybridEnv, where: str, value: Any, shape: tuple[int, ...] | None, dtype: torch.dtype | None
+) -> torch.Tensor:
+    """A tensor of this shape and dtype, on the environment's device; ``None``: any."""
+    if not isinstance(value, torch.Tensor):
+        fail(env, where, f"a {type(value).__name__}", "return a torch.Tensor")
+    if shape is not None and value.shape != shape:
+        fail(env, where, f"shape {tuple(value.shape)}", f"return shape {shape}; the first dimension is the batch")
+    if (dtype is not None and value.dtype != dtype) or value.device.type != env.device.type:
+        mend = f"make it {dtype or value.dtype} on {env.device}: create tensors with dtype=self.dtype, device=self.device"
+        fail(env, where, f"{value.dtype} on {value.device}", mend)
+    return value
+
+
+def require_finite(env: HybridEnv, where: str, value: Any, when: str = "", regime: torch.Tensor | None = None) -> None:
+    """All tensors in it are finite; ``regime``: the one taken in each row."""
+    for name, tensor in leaves("result", value):
+        if not tensor.isfinite().all():
+            row = int((~tensor.isfinite()).nonzero()[0, 0])
+            taken = "" if regime is None else f", regime {int(regime[row])}"
+            what = f"non-finite {name.removeprefix('result.')} {when} (row {row}{taken})"
+            fail(env, where, what, "bound the dynamics, or the actions through action_bounds and action_scale")
+
+
+def require_equal(env: HybridEnv, where: str, got: Any, expected: Any, mend: str) -> None:
+    if not np.allclose(got, expected, rtol=1e-5, atol=1e-6):
+        fail(env, where, f"{got}, but step_torch() gives {expected} from the same seed", mend)
+
+
+def reach(env: HybridEnv, regime: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where to draw b from: the bounds of its regime, and its typical magnitude where there is none."""
+    low, high = torch.tensor(env.action_bounds, dtype=env.dtype, device=env.device)[regime].unbind(-1)
+    scale = torch.tensor(env.action_scale, dtype=env.dtype, device=env.device)
+    return (
+        torch.where(low.isfinite(), low, torch.where(high.isfinite(), high - scale, -scale)),
+        torch.where(high.isfinite(), high, torch.where(low.isfinite(), low + scale, scale)),
+    )
+
+
+def draw_actions(env: HybridEnv, regime: torch.Tensor, generator: torch.Generator) -> HybridAction:
+    low, high = reach(env, regime)
+    share = torch.rand(low.shape, generator=generator, dtype=env.dtype, device=env.device)
+    return HybridAction(regime, low + (0.05 + 0.9 * share) * (high - low))  # room for finite differences on both sides
+
+
+def permitted(env: HybridEnv, state: Any, regime: torch.Tensor) -> torch.Tensor:
+    """The given regimes where the environment allows them, else its first allowed one; its mask is checked."""
+    if not env.masks_regimes:
+        return regime
+    mask = require_tensor(env, "regime_mask()", call_hook(env, "regime_mask", state), (len(regime), env.n_regimes), torch.bool)
+    for row in (~mask.any(1)).nonzero().flatten().tolist():
+        mend = "leave at least one regime wherever the episode goes on; where it ends, say so in terminal()"
+        fail(env, "regime_mask()", f"allows no regime in period {int(state.period[row])} (row {row})", mend)
+    return allowed_regimes(regime, mask)
+
+
+def random_rollout(env: HybridEnv, seed: int, copies: int = 3) -> Iterator[Probe]:
+    """An episode of a random policy, up to the first end; in every period ``copies`` rows take each regime."""
+    generator = seeded(env, seed)
+    regimes = torch.arange(env.n_regimes, device=env.device).repeat(copies)
+    state, noise = env.initial(len(regimes), generator), env.sample_noise(len(regimes), generator)
+    for period in range(env.horizon):
+        probe = Probe(state, draw_actions(env, permitted(env, state, regimes), generator), noise[period])
+        yield probe
+        result = env.step_torch(*probe)
+        state = result.state
+        if (result.terminated | result.truncated).any():
+            return
+
+
+def random_probes(env: HybridEnv, seed: int, copies: int = 3) -> list[Probe]:
+    """The first period of a random policy, and one from the middle of its episode."""
+    met = list(random_rollout(env, seed, copies))
+    return [met[0], met[len(met) // 2]]
+
+
+def keep_row(row: int, mine: Any, theirs: Any) -> Any:
+    """``theirs``, but ``mine`` in one row."""
+    if isinstance(mine, torch.Tensor):
+        return torch.cat([theirs[:row], mine[row : row + 1], theirs[row + 1 :]])
+    return type(mine)(*(keep_row(row, a, b) for a, b in zip(mine, theirs, strict=True)))
+
+
+def inputs_of(probe: Probe) -> dict[str, torch.Tensor]:
+    """What gradients are taken in: the floating-point fields of the state, and b."""
+    fields = {f"state.{name}": field for name, field in probe.state._asdict().items() if field.is_floating_point()}
+    return {**fields, "b": probe.action.point}
+
+
+def with_input(probe: Probe, name: str, value: torch.Tensor) -> Probe:
+    if name == "b":
+        return probe._replace(action=probe.action._replace(point=value))
+    return probe._replace(state=probe.state._replace(**{name.removeprefix("state."): value}))
+
+
+def nudged(probe: Probe, generator: torch.Generator) -> Probe:
+    """The same, a little off the kinks that round numbers and empty shelves sit on."""
+    for name, value in inputs_of(probe).items():
+        if name != "b":
+            share = 0.5 + 0.5 * torch.rand(value.shape, generator=generator, dtype=value.dtype)
+            probe = with_input(probe, name, value + 1e-3 * share * (1 + value.abs()))
+    return probe
+
+
+def outputs_of(env: HybridEnv, probe: Probe) -> dict[str, torch.Tensor]:
+    """What gradients are taken of, each of shape ``(batch, k)``."""
+    result = env.step_torch(*probe)
+    fields = {f"next state.{name}": f.flatten(1) for name, f in result.state._asdict().items() if f.is_floating_point()}
+    return {**fields, "observation": result.observation, "reward": result.reward[:, None]}
+
+
+def coordinate_weights(outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Uneven weights of the coordinates of an output, so that one backward pass sees them all."""
+    return {name: torch.linspace(0.5, 1.5, value.shape[1], dtype=value.dtype) for name, value in outputs.items()}
+
+
+def gradients_of(env: HybridEnv, probe: Probe) -> dict[tuple[str, str], torch.Tensor]:
+    """The gradient of each weighted output in each input, shape ``(batch, k)``."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in inputs_of(probe).items()}
+    for name, leaf in leaves.items():
+        probe = with_input(probe, name, leaf)
+    outputs = outputs_of(env, probe)
+    gradients = {}
+    for of, weights in coordinate_weights(outputs).items():
+        total = (outputs[of] @ weights).sum()
+        # an output may be free of all inputs; whether it should be, the differences tell
+        found = torch.autograd.grad(
+            total + sum(0.0 * leaf.sum() for leaf in leaves.values()), list(leaves.values()), retain_graph=True
+        )
+        gradients.update({(of, by): gradient.flatten(1) for by, gradient in zip(leaves, found, strict=True)})
+    return gradients
+
+
+def located(probe: Probe, by: str, row: int, i: int) -> str:
+    shape = inputs_of(probe)[by].shape[1:]
+    index = [int(k) for k in np.unravel_index(i, shape)] if shape else []
+    return f"{by}{index or ''}, regime {int(probe.action.regime[row])}, period {int(probe.state.period[row])}"
