@@ -274,7 +274,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         require_allowed(self.name, mask, self._state.period)
         return mask[0].cpu().numpy()
 
-    def render(self) -> np.ndarray | None:
+    def render(self) -> np.ndarray | None:  # type: ignore[override]
         """
         :return: an RGB picture of the episode so far, shape ``(height, width, 3)``, or ``None`` without a render mode
         :raises gymnasium.error.ResetNeeded: if no episode has begun
@@ -305,7 +305,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.name}: an action is a pair (regime, point), got {action!r}") from error
         if np.ndim(regime) or index != regime or not discrete.contains(index):
-            raise ValueError(f"{self.name}: regime {regime} is not one of 0..{discrete.n - 1}")
+            raise ValueError(f"{self.name}: regime {regime} is not one of 0..{int(discrete.n) - 1}")
         if mask is not None and not mask[index]:
             raise ValueError(
                 f"{self.name}: regime {index} is masked in this state; allowed are {np.flatnonzero(mask).tolist()}"

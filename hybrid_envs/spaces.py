@@ -119,7 +119,7 @@ def packed_space(action_space: spaces.Space) -> spaces.Box:
     :return: the Box that holds its packed actions, shape ``(1 + n,)``
     """
     discrete, box = split_hybrid_space(action_space)
-    low, high = np.append(0, box.low), np.append(discrete.n - 1, box.high)
+    low, high = np.append(0, box.low), np.append(int(discrete.n) - 1, box.high)
     return spaces.Box(low.astype(np.float32), high.astype(np.float32))
 
 
