@@ -25,6 +25,7 @@ FORMAT = 1
 PATTERN = "checkpoint_*.pt"
 ARRAY = "__ndarray__"
 """Key of the dict by which a file represents a numpy array."""
+PLAIN: tuple[Any, ...] = (bool, int, float, str, bytes)
 
 
 class ExactCheckpointCallback(BaseCallback):
@@ -270,7 +271,7 @@ def _encode(value: Any, where: str) -> Any:
         return entries if isinstance(value, list) else tuple(entries)
     if value is None:
         return None
-    for kind in (bool, int, float, str, bytes):  # of a subclass, such as torch's version, the plain value
+    for kind in PLAIN:  # of a subclass, such as torch's version, the plain value
         if isinstance(value, kind):
             return kind(value)
     raise TypeError(f"{where} is a {type(value).__name__}; a checkpoint holds tensors, arrays and plain data only")
