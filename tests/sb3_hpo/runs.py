@@ -48,6 +48,10 @@ class Troubled(BaseCallback):
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         self.count = saved["count"]
 
+    def _on_training_start(self) -> None:
+        # once in the unbroken run, and after every resume
+        self.count = torch.randint(5, ()).item() + random.randrange(5) + np.random.randint(5)
+
     def _on_rollout_start(self) -> None:
         self.count += 1
         with torch.no_grad():
@@ -143,6 +147,13 @@ def train(
 
 def _resumes(folder: Path) -> bool:
     return folder.exists() and any(folder.glob("checkpoint_*.pt"))
+
+
+def episodes(model: PPO) -> list[tuple[float, int]]:
+    """
+    :return: return and length of the last episodes, as SB3 logs them
+    """
+    return [(float(info["r"]), info["l"]) for info in model.ep_info_buffer]
 
 
 def same_weights(one: PPO, other: PPO) -> bool:

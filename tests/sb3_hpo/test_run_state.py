@@ -26,6 +26,7 @@ from tests.sb3_hpo.runs import (
     RUNS,
     Killed,
     Troubled,
+    episodes,
     hpo,
     hpo_normalized,
     hybrid_ppo,
@@ -45,6 +46,9 @@ def test_resumed_weights_equal_those_of_the_unbroken_run(name: str, tmp_path: Pa
     resumed = train(RUNS[name](), tmp_path / "killed")
     assert unbroken.num_timesteps == resumed.num_timesteps
     assert unbroken._n_updates == resumed._n_updates
+    assert unbroken._current_progress_remaining == resumed._current_progress_remaining
+    assert len(episodes(unbroken)) > 5
+    assert episodes(unbroken) == episodes(resumed)
     assert same_weights(unbroken, resumed)
 
 
@@ -58,6 +62,7 @@ def test_a_finished_run_resumes_to_its_own_end(tmp_path: Path) -> None:
     first = train(hpo(), tmp_path)
     again = train(hpo(), tmp_path)
     assert first.num_timesteps == again.num_timesteps
+    assert first._current_progress_remaining == again._current_progress_remaining
     assert same_weights(first, again)
 
 
