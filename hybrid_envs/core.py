@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from typing_extensions import Self
 
+from hybrid_envs.episode import load_episode, save_episode
 from hybrid_envs.spaces import HybridAction, hybrid_action_space, split_hybrid_space
 
 StateT = TypeVar("StateT", bound=Any)
@@ -218,6 +219,21 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         self._generator = torch.Generator(self.device)
         self._state = None
         return self
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: the running episode and the sources of randomness, as tensors and plain data; after :meth:`load_state_dict`
+            another instance of the same problem goes on exactly as this one does
+        """
+        return save_episode(self, self._state, self._noise, self._generator)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """
+        :param saved: what :meth:`state_dict` returned; pictures of the running episode begin with it
+        :raises ValueError: if it comes from another problem
+        """
+        self._state, self._noise = load_episode(self, self, self._generator, saved)
+        self._frames = [] if self._state is None else [Frame(self._state, None, 0.0)]
 
     # ---- Gymnasium ---------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
 from hybrid_envs.core import HybridEnv, StepResult, check_count, require_allowed, require_finite, to_numpy
+from hybrid_envs.episode import load_episode, save_episode
 from hybrid_envs.spaces import HybridAction
 
 
@@ -87,6 +88,24 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         if done.any():
             self._restart(done)
         return result, done
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: the running episodes and the sources of randomness, as tensors and plain data, without gradients; after
+            :meth:`load_state_dict` another vector of the same problem goes on exactly as this one does
+        """
+        return save_episode(self, self.state, self.noise, self.generator)
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """
+        :param saved: what :meth:`state_dict` returned
+        :raises ValueError: if it comes from another problem or another number of scenarios
+        """
+        if saved["state"] is not None and len(saved["state"]["period"]) != self.num_envs:
+            raise ValueError(
+                f"{self.env.name}: {len(saved['state']['period'])} scenarios were saved, here are {self.num_envs}"
+            )
+        self.state, self.noise = load_episode(self, self.env, self.generator, saved)
 
     def detach(self) -> None:
         """Forget how the present states came about: gradients will not flow past this moment."""

@@ -71,6 +71,8 @@ class HPO(HybridPPO):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": DeterministicPointPolicy}
     policy: DeterministicPointPolicy
     stochastic_point = False
+    running_estimates: ClassVar = ("cross_weight", "cross_signal", "cross_power")
+    """What changes in training beside SB3's own counters; checkpoints keep it."""
 
     def __init__(
         self,

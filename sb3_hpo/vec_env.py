@@ -89,6 +89,25 @@ class HybridVecEnv(VecEnv):
         self._returns[dones], self._lengths[dones] = 0.0, 0
         return to_numpy(self.simulator.observation()), rewards, dones, infos
 
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: the running episodes, their statistics and the sources of randomness, as arrays, tensors and plain data
+        """
+        return {
+            "simulator": self.simulator.state_dict(),
+            "returns": self._returns.copy(),
+            "lengths": self._lengths.copy(),
+            "seeds": list(self._seeds),
+        }
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """
+        :param saved: what :meth:`state_dict` returned
+        :raises ValueError: if it comes from another problem or another number of scenarios
+        """
+        self.simulator.load_state_dict(saved["simulator"])
+        self._returns[:], self._lengths[:], self._seeds = saved["returns"], saved["lengths"], list(saved["seeds"])
+
     def close(self) -> None:
         self.simulator.close()
 

@@ -1,0 +1,56 @@
+"""Running episodes as tensors and plain data, from which they go on exactly as they would have."""
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+import torch
+from gymnasium.utils import seeding
+
+if TYPE_CHECKING:
+    from hybrid_envs.core import HybridEnv
+
+
+def save_episode(
+    env: gym.Env | gym.vector.VectorEnv, state: Any, noise: torch.Tensor, generator: torch.Generator
+) -> dict[str, Any]:
+    """
+    :param env: whose ``np_random`` is saved
+    :param state: of the running episodes; ``None`` before the first and after the last
+    :param noise: their scenarios
+    :param generator: which draws the next ones
+    :return: all of it, as tensors and plain data
+    """
+    random = env._np_random
+    return {
+        "state": None if state is None else {name: field.detach() for name, field in state._asdict().items()},
+        "noise": noise,
+        "generator": generator.get_state(),
+        "np_random": None if random is None else random.bit_generator.state,
+        "np_random_seed": env._np_random_seed,
+    }
+
+
+def load_episode(
+    env: gym.Env | gym.vector.VectorEnv, problem: "HybridEnv", generator: torch.Generator, saved: dict[str, Any]
+) -> tuple[Any, torch.Tensor]:
+    """
+    Set ``np_random`` and the generator to what :func:`save_episode` found.
+
+    :param problem: whose states are saved
+    :return: the state, on the problem's device, and the noise
+    :raises ValueError: if the state is that of another problem
+    """
+    state = saved["state"]
+    if state is not None:
+        template = problem.initial(1, torch.Generator(problem.device))
+        shapes = {name: tuple(field.shape[1:]) for name, field in template._asdict().items()}
+        found = {name: tuple(field.shape[1:]) for name, field in state.items()}
+        if found != shapes:
+            raise ValueError(f"{problem.name}: a state consists of {shapes}, but {found} was saved")
+        state = type(template)(**{name: field.to(problem.device) for name, field in state.items()})
+    generator.set_state(saved["generator"])
+    env._np_random, env._np_random_seed = None, saved["np_random_seed"]
+    if saved["np_random"] is not None:
+        env._np_random, _ = seeding.np_random()
+        env._np_random.bit_generator.state = saved["np_random"]
+    return state, saved["noise"].to(problem.device)
