@@ -19,7 +19,7 @@ MAX_STATES = 500_000
 TOLERANCE = 1e-8  # of the long-run cost, relative
 DAMPING = 0.9  # of value iteration: without any, demand that never varies would make it cycle
 MAX_ITERATIONS = 100_000
-SEARCH_ROWS = 2**8  # scenarios behind each candidate of the policy search, times items
+SEARCH_ROWS = 2**7  # scenarios behind each candidate of the policy search, times items
 TEST_SCENARIOS = 2**10
 REACH = 3.0  # standard deviations: how far below the mean the search begins, and how far above the newsvendor level it ends
 
@@ -196,21 +196,24 @@ class DualSourcingOptimum(ReferencePolicy):
 
 
 class Levels(NamedTuple):
-    """The parameters of a capped dual index policy, shape ``(..., n_items)``; ``least_order`` has shape ``(..., 1)``."""
+    """
+    The parameters of a capped dual index policy: levels and caps of shape ``(..., n_items)``, least orders, which are sums
+    over the items, of shape ``(..., 1)``.
+    """
 
     expedited_level: np.ndarray
-    shortfall: np.ndarray
+    least_expedited: np.ndarray
     regular_level: np.ndarray
     cap: np.ndarray
-    least_order: np.ndarray
+    least_regular: np.ndarray
 
 
 class CappedDualIndex(ReferencePolicy):
     """
-    The capped dual index policy (Sun and Van Mieghem 2019), made to share fixed costs. Once the stock on hand of some item is
-    its ``shortfall`` or more below its ``expedited_level``, all items are expedited up to that level. Then every item lacks
-    what its inventory position (on hand and on order) is below its ``regular_level``, at most its ``cap``; this is ordered
-    from the regular source once it adds up to ``least_order`` over the items.
+    The capped dual index policy (Sun and Van Mieghem 2019), made to share fixed costs. Stock on hand is expedited up to
+    ``expedited_level``. Then the inventory position (on hand and on order) is raised from the regular source up to
+    ``regular_level``, by at most ``cap``. Each source is used once what is due from it adds up to its least order over the
+    items.
 
     :param env: the problem
     :param levels: the parameters; scalars are spread over the items
@@ -219,12 +222,13 @@ class CappedDualIndex(ReferencePolicy):
 
     def __init__(self, env: HybridDualSourcingEnv, levels: Levels):
         self.mean_demand, self.lead_time = env.params.mean_demand, env.params.lead_time
-        lowest = {"shortfall": 0.0, "cap": 0.0, "least_order": 0.0}
+        shape = (env.n_items,)
         self.levels = Levels(
-            *(
-                check_array(name, value, (1 if name == "least_order" else env.n_items,), at_least=lowest.get(name, -math.inf))
-                for name, value in levels._asdict().items()
-            )
+            check_array("expedited_level", levels.expedited_level, shape),
+            check_array("least_expedited", levels.least_expedited, (1,), at_least=0.0),
+            check_array("regular_level", levels.regular_level, shape),
+            check_array("cap", levels.cap, shape, at_least=0.0),
+            check_array("least_regular", levels.least_regular, (1,), at_least=0.0),
         )
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -242,12 +246,12 @@ class CappedDualIndex(ReferencePolicy):
         """
         family = _Family(env)
         generator = torch.Generator(env.device).manual_seed(seed)
-        noise = env.sample_noise(max(SEARCH_ROWS // env.n_items, 32), generator)
+        noise = env.sample_noise(max(SEARCH_ROWS // env.n_items, 16), generator)
         found = differential_evolution(
             lambda shares: _simulate(env, family.levels(shares.T), noise),
             [(0.0, 1.0)] * 5,
             maxiter=24,
-            popsize=12,
+            popsize=8,
             polish=False,
             vectorized=True,
             updating="deferred",
@@ -305,13 +309,16 @@ def capped_orders(stock: np.ndarray, levels: Levels) -> tuple[np.ndarray, np.nda
     :param levels: shared by the batch, or one set for each row
     :return: regimes, shape ``(batch,)``, and points, shape ``(batch, 2 * n_items)``
     """
-    short = levels.expedited_level - stock[:, 0]
-    due = np.any((short > 0) & (short >= levels.shortfall), axis=1, keepdims=True)
-    expedited = np.maximum(short, 0.0) * due
-    lacking = np.clip(levels.regular_level - stock.sum(axis=1) - expedited, 0.0, levels.cap)
-    total = lacking.sum(axis=1, keepdims=True)
-    regular = lacking * ((total > 0) & (total >= levels.least_order))
-    return regular.any(axis=1) + 2 * due[:, 0], np.concatenate([regular, expedited], axis=1)
+    expedited = _once_due(np.maximum(levels.expedited_level - stock[:, 0], 0.0), levels.least_expedited)
+    lacking = levels.regular_level - stock.sum(axis=1) - expedited
+    regular = _once_due(np.clip(lacking, 0.0, levels.cap), levels.least_regular)
+    regimes = np.any(regular, axis=1).astype(np.int64) + 2 * np.any(expedited, axis=1)
+    return regimes, np.concatenate([regular, expedited], axis=1)
+
+
+def _once_due(quantities: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """The quantities, shape ``(batch, n_items)``, in rows where they add up to ``least`` at least; elsewhere 0."""
+    return quantities * np.greater_equal(quantities.sum(axis=1, keepdims=True), least)
 
 
 class _Family:
@@ -327,7 +334,7 @@ class _Family:
         self.expedited = self.mean - REACH * std, reach
         self.regular = periods * self.mean - REACH * math.sqrt(periods) * std, math.sqrt(periods) * reach + self.lots[0]
         self.cap = self.lots[0] + 2 * std
-        self.shortfall = self.lots[1] + self.mean + 2 * std
+        self.least_expedited = (self.lots[1] + self.mean + 2 * std).sum(keepdims=True)
         self.whole = env.demand in ("uniform", "poisson")
 
     def levels(self, shares: np.ndarray) -> Levels:
@@ -335,13 +342,12 @@ class _Family:
         :param shares: shape ``(candidates, 5)``
         :return: levels with one row per candidate, integer where demand is
         """
-        e, s, r, c, o = np.split(shares, 5, axis=1)
+        e, u, r, c, v = np.split(shares, 5, axis=1)
         expedited_level = self.expedited[0] + e * self.expedited[1]
-        shortfall, cap = s * self.shortfall, c * self.cap
-        regular_level = self.regular[0] + r * self.regular[1]
+        regular_level, cap = self.regular[0] + r * self.regular[1], c * self.cap
         if self.whole:
-            expedited_level, shortfall, regular_level, cap = map(np.rint, (expedited_level, shortfall, regular_level, cap))
-        return Levels(expedited_level, shortfall, regular_level, cap, o * cap.sum(axis=1, keepdims=True))
+            expedited_level, regular_level, cap = map(np.rint, (expedited_level, regular_level, cap))
+        return Levels(expedited_level, u * self.least_expedited, regular_level, cap, v * cap.sum(axis=1, keepdims=True))
 
 
 def _deviation(env: HybridDualSourcingEnv) -> np.ndarray:
