@@ -7,6 +7,7 @@ import gymnasium as gym
 
 from hybrid_envs.checker import check_hybrid_env
 from hybrid_envs.core import HybridEnv, StepResult
+from hybrid_envs.dual_sourcing import HybridDualSourcingEnv
 from hybrid_envs.inventory import HybridInventoryEnv
 from hybrid_envs.spaces import HybridAction
 from hybrid_envs.switched_lqr import HybridSwitchedLQREnv
@@ -14,6 +15,7 @@ from hybrid_envs.vector import HybridVectorEnv
 
 __all__ = [
     "HybridAction",
+    "HybridDualSourcingEnv",
     "HybridEnv",
     "HybridInventoryEnv",
     "HybridSwitchedLQREnv",
@@ -38,5 +40,6 @@ def _make_vec(id: str, *, num_envs: int, **kwargs: Any) -> HybridVectorEnv:
     return HybridVectorEnv(cast(HybridEnv, gym.make(id, **kwargs).unwrapped), num_envs)
 
 
+register("HybridDualSourcing-v0", HybridDualSourcingEnv)
 register("HybridInventory-v0", HybridInventoryEnv)
 register("HybridSwitchedLQR-v0", HybridSwitchedLQREnv)

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import torch
 
 
 def read_sales_history(path: str | Path) -> np.ndarray:
@@ -68,3 +69,45 @@ def demand_scenarios(source: np.ndarray | str | Path, n_items: int | None, horiz
     if n_items is not None and demand.shape[2] != n_items:
         raise ValueError(f"demand holds {demand.shape[2]} items, but n_items = {n_items}")
     return demand
+
+
+def demand_source(
+    demand: str | Path | np.ndarray, distributions: tuple[str, ...], n_items: int | None, horizon: int
+) -> tuple[str, np.ndarray | None]:
+    """
+    Tell a distribution's name from data.
+
+    :param demand: the name of a distribution, or a source as :func:`demand_scenarios` takes it
+    :param distributions: the names allowed
+    :param n_items: the number of items expected, ``None`` for whatever the data hold
+    :param horizon: the number of periods needed
+    :return: the name and ``None``, or ``"data"`` and scenarios of shape ``(scenarios, horizon, items)``
+    :raises ValueError: if it is neither, or the data do not fit
+    """
+    if isinstance(demand, str):
+        if demand in distributions:
+            return demand, None
+        if not Path(demand).suffix:
+            names = ", ".join(map(repr, distributions))
+            raise ValueError(f"demand must be {names}, an array or the path of a CSV file, got {demand!r}")
+    return "data", demand_scenarios(demand, n_items, horizon)
+
+
+def sample_demand(
+    distribution: str, mean: torch.Tensor, std: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator
+) -> torch.Tensor:
+    """
+    :param distribution: ``"poisson"``, ``"normal"`` (truncated at 0) or ``"uniform"`` (on the integers 0 to twice the mean)
+    :param mean: shape ``(n_items,)``
+    :param std: of normal demand, shape ``(n_items,)``
+    :param shape: ``(..., n_items)``
+    :param generator: the only source of randomness
+    :return: independent demands of the given shape
+    """
+    if distribution == "poisson":
+        return torch.poisson(mean.expand(shape), generator=generator)
+    if distribution == "normal":
+        standard = torch.randn(shape, generator=generator, dtype=mean.dtype, device=mean.device)
+        return (mean + std * standard).clamp(min=0)
+    share = torch.rand(shape, generator=generator, dtype=mean.dtype, device=mean.device)
+    return (share * (2 * mean + 1)).floor().minimum(2 * mean)  # in float32 the product may round up to the next integer

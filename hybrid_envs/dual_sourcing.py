@@ -1,0 +1,249 @@
+"""Dual sourcing: order from a slow supplier, from a fast and dearer one, from both or from none, and how much."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hybrid_envs.core import Frame, HybridEnv, check_array, check_count
+from hybrid_envs.demand import demand_source, sample_demand
+from hybrid_envs.rendering import draw_episode
+from hybrid_envs.spaces import HybridAction
+
+DISTRIBUTIONS = ("uniform", "poisson", "normal")
+REGULAR_FIXED_COST_PER_ITEM = 5.0
+EXPEDITED_FIXED_COST_PER_ITEM = 10.0
+WARM_UP_PERIODS = 16
+REGIMES = {1: "regular", 2: "expedited", 3: "both"}
+
+
+@dataclass(frozen=True)
+class DualSourcingParams:
+    """The numbers of one instance; arrays have shape ``(n_items,)``."""
+
+    mean_demand: np.ndarray
+    holding_cost: np.ndarray
+    underage_cost: np.ndarray
+    premium: np.ndarray
+    regular_fixed_cost: float
+    expedited_fixed_cost: float
+    lead_time: int
+
+
+def lot_sizes(params: DualSourcingParams) -> np.ndarray:
+    """
+    Wilson's economic order quantity of each source on its own, fixed costs shared equally by the items, and at least one
+    period's demand: the magnitude of a sensible order.
+
+    :return: shape ``(2 * n_items,)``, regular orders first
+    """
+    share = np.array([[params.regular_fixed_cost], [params.expedited_fixed_cost]]) / len(params.mean_demand)
+    holding_cost = np.maximum(params.holding_cost, 1e-3 * np.maximum(params.underage_cost, 1e-6))  # storage may be free
+    quantity = np.sqrt(2 * share * params.mean_demand / holding_cost)
+    return np.clip(quantity, params.mean_demand, 100 * params.mean_demand).ravel()
+
+
+class DualSourcingState(NamedTuple):
+    """
+    ``stock[:, 0]`` is on hand (negative: backlog), regular orders due in this period included; ``stock[:, k]`` was ordered
+    from the regular source and arrives at the end of the k-th period from now; shape ``(batch, lead_time, n_items)``.
+    """
+
+    stock: torch.Tensor
+    period: torch.Tensor
+
+
+class HybridDualSourcingEnv(HybridEnv[DualSourcingState]):
+    """
+    ## Description
+    Every item can be had from two sources: a regular one, cheap and slow, and an expedited one that delivers at once and
+    charges a premium per unit. Using a source costs a fixed amount per period, however many items and units are ordered from
+    it. The question of each period is which sources to use, and how much of each item to order from them.
+
+    ## Action Space
+    ``Tuple(Discrete(4), Box(0, inf, (2 * n_items,)))``: regime 0 orders nothing, 1 from the regular source, 2 from the
+    expedited one, 3 from both. b holds the regular quantities of all items, then the expedited ones; quantities of a source
+    that the regime does not use are ignored.
+
+    ## Observation Space
+    ``Box(-inf, inf, (n_items * lead_time,))``: stock on hand, then the regular orders on their way, the next to arrive
+    first, each divided by the item's mean demand. It holds no clock.
+
+    ## Dynamics
+    Both orders r and e are placed before the period's demand D is seen. The expedited one can meet it; the regular one is on
+    hand ``lead_time`` periods later. Unmet demand is backlogged:
+
+        I' = I + e - D + arrivals
+
+    where the arrivals are what was ordered from the regular source ``lead_time - 1`` periods ago (this period's order if
+    ``lead_time`` is 1).
+
+    ## Rewards
+    Minus the period's cost, Σ_i [h_i (I_i + e_i - D_i)^+ + u_i (D_i - I_i - e_i)^+ + c_i e_i] plus K_r if the regular source
+    is used plus K_e if the expedited one is. Units from the regular source cost nothing: with backlog every unit is bought in
+    the end, so only the difference of the prices matters. Results are quoted by :meth:`figure_of_merit`: mean cost per item
+    and period, the first 16 periods left out.
+
+    ## Starting State
+    Nothing on hand, nothing on order.
+
+    ## Episode End
+    Truncated after ``horizon`` periods; never terminated.
+
+    ## Differentiability
+    State, observation and reward carry gradients to stock and b. There are kinks where the stock left meets zero, and no
+    jumps: the fixed costs depend on x alone. With integer demand the kinks have probability zero unless the orders add up to
+    an integer.
+
+    ## Arguments
+    The default is the smallest instance of the literature with fixed costs added; without them
+    (``regular_fixed_cost=0, expedited_fixed_cost=0``) it is that instance.
+
+    :param n_items: p; 1 unless the demand data says otherwise
+    :param mean_demand: μ, scalar or ``(n_items,)``; 2 unless given, the data's mean for demand data
+    :param holding_cost: h per unit and period, scalar or ``(n_items,)``
+    :param underage_cost: u per unit short and period, scalar or ``(n_items,)``
+    :param premium: c, what the expedited source charges per unit beyond the regular one, scalar or ``(n_items,)``
+    :param regular_fixed_cost: K_r per period of use; 5 per item unless given
+    :param expedited_fixed_cost: K_e per period of use; 10 per item unless given
+    :param lead_time: of the regular source, in periods, at least 1
+    :param horizon: T, periods of an episode
+    :param demand: ``"uniform"`` on the integers 0 to 2μ, ``"poisson"``, ``"normal"`` (truncated at 0), an array of scenarios
+        of shape ``(scenarios, periods, n_items)``, or the path of a CSV file with a header of item names and one row per
+        period
+    :param demand_std: standard deviation of normal demand, scalar or ``(n_items,)``; √μ unless given
+    :param render_mode: ``None`` or ``"rgb_array"``
+    :raises ValueError: naming the argument, its value and what is allowed
+
+    ## References
+    Instance: Veeraraghavan and Scheller-Wolf (2008), Operations Research 56(4); Gijsbrechts, Boute, Van Mieghem and Zhang
+    (2022), Manufacturing & Service Operations Management 24(3), which trains a neural policy on it.
+
+    ## Version History
+    v0: initial version
+    """
+
+    def __init__(
+        self,
+        n_items: int | None = None,
+        *,
+        mean_demand: float | np.ndarray | None = None,
+        holding_cost: float | np.ndarray = 5.0,
+        underage_cost: float | np.ndarray = 495.0,
+        premium: float | np.ndarray = 20.0,
+        regular_fixed_cost: float | None = None,
+        expedited_fixed_cost: float | None = None,
+        lead_time: int = 2,
+        horizon: int = 100,
+        demand: str | Path | np.ndarray = "uniform",
+        demand_std: float | np.ndarray | None = None,
+        render_mode: str | None = None,
+    ):
+        if n_items is not None:
+            check_count("n_items", n_items)
+        check_count("lead_time", lead_time)
+        check_count("horizon", horizon)
+        self.demand, scenarios = demand_source(demand, DISTRIBUTIONS, n_items, horizon)
+        if scenarios is not None:
+            n_items = scenarios.shape[2]
+            if mean_demand is None:
+                sold = scenarios.mean(axis=(0, 1))
+                mean_demand = np.where(sold > 0, sold, 1.0)  # an item that never sold is measured in units
+            self.demand_data = torch.tensor(scenarios, dtype=torch.float32)  # (scenarios, horizon, items)
+        self.n_items = n_items = n_items or 1
+        if demand_std is not None and self.demand != "normal":
+            raise ValueError(f"demand_std = {demand_std} is only for demand = 'normal', got demand = {self.demand!r}")
+        regular = REGULAR_FIXED_COST_PER_ITEM * n_items if regular_fixed_cost is None else regular_fixed_cost
+        expedited = EXPEDITED_FIXED_COST_PER_ITEM * n_items if expedited_fixed_cost is None else expedited_fixed_cost
+        shape = (n_items,)
+        self.params = params = DualSourcingParams(
+            mean_demand=check_array("mean_demand", 2.0 if mean_demand is None else mean_demand, shape, above=0.0),
+            holding_cost=check_array("holding_cost", holding_cost, shape, at_least=0.0),
+            underage_cost=check_array("underage_cost", underage_cost, shape, at_least=0.0),
+            premium=check_array("premium", premium, shape, at_least=0.0),
+            regular_fixed_cost=float(check_array("regular_fixed_cost", regular, (), at_least=0.0)),
+            expedited_fixed_cost=float(check_array("expedited_fixed_cost", expedited, (), at_least=0.0)),
+            lead_time=lead_time,
+        )
+        halves = 2 * params.mean_demand % 1
+        if self.demand == "uniform" and halves.any():
+            i = int(np.argmax(halves != 0))
+            raise ValueError(
+                f"mean_demand[{i}] = {params.mean_demand[i]}: uniform demand on 0..2·mean_demand needs a multiple of 1/2"
+            )
+        closed, open_ = [[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items
+        super().__init__(
+            action_bounds=np.array([closed + closed, open_ + closed, closed + open_, open_ + open_]),
+            observation_size=n_items * lead_time,
+            horizon=horizon,
+            action_scale=lot_sizes(params),
+            render_mode=render_mode,
+        )
+        self.mean_demand = torch.tensor(params.mean_demand, dtype=self.dtype)
+        self.holding_cost = torch.tensor(params.holding_cost, dtype=self.dtype)
+        self.underage_cost = torch.tensor(params.underage_cost, dtype=self.dtype)
+        self.premium = torch.tensor(params.premium, dtype=self.dtype)
+        self.fixed_costs = torch.tensor([params.regular_fixed_cost, params.expedited_fixed_cost], dtype=self.dtype)
+        std = np.sqrt(params.mean_demand) if demand_std is None else demand_std
+        self.demand_std = torch.tensor(check_array("demand_std", std, shape, at_least=0.0), dtype=self.dtype)
+
+    def initial(self, batch_size: int, generator: torch.Generator) -> DualSourcingState:
+        return DualSourcingState(
+            torch.zeros(batch_size, self.params.lead_time, self.n_items, dtype=self.dtype, device=self.device),
+            torch.zeros(batch_size, dtype=torch.int64, device=self.device),
+        )
+
+    def sample_noise(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        """
+        :return: demand D, shape ``(horizon, batch, n_items)``
+        """
+        if self.demand == "data":
+            rows = torch.randint(len(self.demand_data), (batch_size,), generator=generator, device=self.device)
+            return self.demand_data[rows].transpose(0, 1)
+        shape = (self.horizon, batch_size, self.n_items)
+        return sample_demand(self.demand, self.mean_demand, self.demand_std, shape, generator)
+
+    def transition(self, state: DualSourcingState, action: HybridAction, noise: torch.Tensor) -> DualSourcingState:
+        regular, expedited = self._ordered(action)
+        remaining = state.stock[:, 0] + expedited - noise
+        on_order = torch.cat([state.stock[:, 1:], regular.unsqueeze(1)], dim=1)  # next arrival first
+        stock = torch.cat([(remaining + on_order[:, 0]).unsqueeze(1), on_order[:, 1:]], dim=1)
+        return DualSourcingState(stock, state.period)
+
+    def reward(
+        self, state: DualSourcingState, action: HybridAction, noise: torch.Tensor, next_state: DualSourcingState
+    ) -> torch.Tensor:
+        _, expedited = self._ordered(action)
+        remaining = state.stock[:, 0] + expedited - noise
+        # h·r^+ + u·r^-, with both parts from one clamp: r^- = r^+ - r
+        running = remaining.clamp(min=0) @ (self.holding_cost + self.underage_cost) - remaining @ self.underage_cost
+        return -(running + expedited @ self.premium + self._used(action).to(self.dtype) @ self.fixed_costs)
+
+    def observation(self, state: DualSourcingState) -> torch.Tensor:
+        return (state.stock / self.mean_demand).flatten(1)
+
+    def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
+        """Mean cost per item and period, without the first 16 periods if the episode is longer."""
+        return costs[WARM_UP_PERIODS if self.horizon > WARM_UP_PERIODS else 0 :].mean(dim=0) / self.n_items
+
+    def reference_policy(self) -> Any:
+        """The optimum where dynamic programming reaches it, else a tuned capped dual index policy."""
+        from hybrid_envs.solvers.dual_sourcing import best_dual_sourcing  # the solvers import this module
+
+        return best_dual_sourcing(self)
+
+    def draw(self, frames: list[Frame]) -> np.ndarray:
+        """Stock on hand per item, and the cost of each period with the sources used marked."""
+        on_hand = np.array([frame.state.stock[0, 0].cpu().numpy() for frame in frames])
+        return draw_episode(frames, on_hand, "stock on hand", REGIMES, self.horizon)
+
+    def _used(self, action: HybridAction) -> torch.Tensor:
+        """Whether the regular and the expedited source are used: the two bits of the regime, shape ``(batch, 2)``."""
+        return torch.stack([action.regime % 2, action.regime // 2], dim=1)
+
+    def _ordered(self, action: HybridAction) -> tuple[torch.Tensor, torch.Tensor]:
+        """What is ordered from the regular and from the expedited source, each of shape ``(batch, n_items)``."""
+        regular, expedited = (action.point.unflatten(1, (2, -1)) * self._used(action).unsqueeze(2)).unbind(1)
+        return regular, expedited

@@ -1,0 +1,375 @@
+"""Dual sourcing: the optimum of one item by dynamic programming, and the capped dual index policy for everything else."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import differential_evolution
+from scipy.stats import norm, poisson
+
+from hybrid_envs.core import check_array
+from hybrid_envs.dual_sourcing import HybridDualSourcingEnv
+from hybrid_envs.evaluation import ReferencePolicy, evaluate
+from hybrid_envs.spaces import HybridAction
+
+TAIL = 1e-12
+MAX_STATES = 500_000
+TOLERANCE = 1e-8  # of the long-run cost, relative
+DAMPING = 0.9  # of value iteration: without any, demand that never varies would make it cycle
+MAX_ITERATIONS = 100_000
+SEARCH_ROWS = 2**7  # scenarios behind each candidate of the policy search, times items
+TEST_SCENARIOS = 2**10
+REACH = 3.0  # standard deviations: how far below the mean the search begins, and how far above the newsvendor level it ends
+
+
+class Grid(NamedTuple):
+    """Where dynamic programming looks: stock on hand and orders in whole units."""
+
+    low: int
+    """Least stock on hand before demand that a decision may leave."""
+    high: int
+    """Most stock on hand."""
+    most: int
+    """Most that may be ordered from the regular source at once."""
+
+
+@dataclass(frozen=True)
+class DualSourcingProblem:
+    """
+    One item with independent, identically distributed integer demand.
+
+    Integer orders are no restriction. Take any policy, and let A_t and R_t be all it has ordered from the expedited and the
+    regular source up to period t. With one U uniform on [0, 1], order so that the totals become floor(A_t + U) and
+    ceil(R_t - U) instead. Their expectations are A_t and R_t, any sum of the two is the original sum rounded up or down, and
+    no source is used that was not used before. Costs are linear in stock between integers, so their expectation does not
+    rise.
+    """
+
+    demand: np.ndarray
+    """Probabilities of a period's demand 0, 1, 2, ... units."""
+    holding_cost: float
+    underage_cost: float
+    premium: float
+    regular_fixed_cost: float
+    expedited_fixed_cost: float
+    lead_time: int
+
+    def solve(self) -> "DualSourcingTable":
+        """
+        The optimal policy of the long run, by relative value iteration. The grid is widened until no state that the policy
+        can reach from empty shelves, and no order it places there, lies on a bound of it.
+
+        :raises ValueError: if that takes more than 500,000 states
+        """
+        most_demand = len(self.demand) - 1
+        mean = float(self.demand @ np.arange(most_demand + 1))
+        lot = math.ceil(math.sqrt(2 * (self.regular_fixed_cost + self.expedited_fixed_cost) * mean / self.holding_cost))
+        typical = math.ceil(mean + 4 * math.sqrt(mean)) + lot
+        grid = Grid(-max(most_demand, 1), most_demand + self.lead_time * typical, typical)
+        while True:
+            table = self._iterate(grid)
+            low, high, most = table.reached()
+            tight = Grid(low <= grid.low, high >= grid.high, most >= grid.most)
+            if not any(tight):
+                return table
+            grid = Grid(*(bound + (3 * bound // 4 if full else 0) for bound, full in zip(grid, tight, strict=True)))
+
+    def n_states(self, grid: Grid) -> int:
+        """
+        :return: number of states on the grid: stock on hand, and what arrives in each of the ``lead_time - 1`` next periods
+        """
+        return (grid.high - grid.low + len(self.demand)) * (grid.most + 1) ** (self.lead_time - 1)
+
+    def _iterate(self, grid: Grid) -> "DualSourcingTable":
+        if (count := self.n_states(grid)) > MAX_STATES:
+            raise ValueError(
+                f"DualSourcingOptimum: lead_time = {self.lead_time} takes {count:,} states, more than {MAX_STATES:,}"
+            )
+        demand = np.arange(len(self.demand))
+        lowest = grid.low - int(demand[-1])
+        on_hand, orders = np.arange(lowest, grid.high + 1), np.arange(grid.most + 1)
+        left = on_hand[:, None] - demand
+        running = np.where(left > 0, self.holding_cost * left, -self.underage_cost * left) @ self.demand
+        running[on_hand < grid.low] = math.inf  # such stock has to be raised before demand is met
+        pipeline = (len(orders),) * (self.lead_time - 1)
+        column = (-1, *(1,) * len(pipeline))  # the shape of what depends on the stock on hand alone
+        running, price = running.reshape(column), self.premium * on_hand.reshape(column)
+        setup = np.where(orders > 0, self.regular_fixed_cost, 0.0)
+        arrived = np.arange(len(on_hand))[:, None] + orders  # stock before demand plus what arrives after it
+        before = np.clip(np.arange(len(on_hand) + grid.most)[:, None] - demand, 0, len(on_hand) - 1)
+
+        value = np.zeros((len(on_hand), *pipeline))
+        for _ in range(MAX_ITERATIONS):
+            later = np.zeros((len(before), *pipeline))  # expected value by stock + arrivals and by the pipeline after them
+            for probability, column_before in zip(self.demand, before.T, strict=True):
+                later += probability * value[column_before]
+            # The newest order is the last of the pipeline; with a lead time of 1 it is what arrives.
+            choice = later + setup if pipeline else later[arrived] + setup
+            settled = running + (choice.min(axis=-1)[arrived] if pipeline else choice.min(axis=-1))  # nothing expedited
+            least = np.minimum.accumulate((settled + price)[::-1], axis=0)[::-1]  # over this stock on hand and any higher one
+            raised = least - price + self.expedited_fixed_cost
+            update = np.minimum(settled, raised)
+            gains = update - value
+            if np.ptp(gains) <= TOLERANCE * max(1.0, abs(gains.min())):
+                break
+            value += DAMPING * gains
+            value -= value.flat[0]
+        else:
+            raise ValueError(f"DualSourcingOptimum: value iteration has not converged after {MAX_ITERATIONS} iterations")
+
+        rows = np.arange(len(on_hand)).reshape(column)
+        stay = settled + price == least  # where no higher stock is better: the next such row is where to raise stock to
+        best = np.minimum.accumulate(np.where(stay, rows, len(rows))[::-1], axis=0)[::-1]
+        target = np.where(raised < settled, best, rows)
+        newest = choice.argmin(axis=-1)
+        newest = newest[arrived] if pipeline else newest  # by stock after expediting, and by the pipeline
+        regular = np.take_along_axis(newest, target, axis=0)
+        return DualSourcingTable(self, grid, lowest, float(gains.min()), on_hand[target], regular)
+
+
+@dataclass(frozen=True)
+class DualSourcingTable:
+    """An optimal decision for every state: stock on hand, counted from ``lowest``, then what arrives in the next periods."""
+
+    problem: DualSourcingProblem
+    grid: Grid
+    lowest: int
+    cost: float
+    """Per period in the long run."""
+    stock_after: np.ndarray
+    """What expediting raises the stock on hand to; as much as there is if nothing is expedited."""
+    regular: np.ndarray
+    """What is ordered from the regular source."""
+
+    def reached(self) -> Grid:
+        """
+        :return: extremes of what the policy reaches from empty shelves: least stock before demand, most stock, largest order
+        """
+        state = np.zeros((1, self.problem.lead_time), dtype=np.int64)
+        state[:, 0] = -self.lowest
+        demand = np.flatnonzero(self.problem.demand)
+        seen = np.zeros(self.regular.shape, dtype=bool)
+        seen[tuple(state.T)] = True
+        low, high, most = 0, 0, 0
+        while len(state):
+            after, regular = self.stock_after[tuple(state.T)], self.regular[tuple(state.T)]
+            low, most = min(low, int(after.min())), max(most, int(regular.max()))
+            on_order = np.column_stack([state[:, 1:], regular])
+            stock = (after + on_order[:, 0])[:, None] - demand
+            high = max(high, int(stock.max()), int(after.max()))
+            if low <= self.grid.low or high >= self.grid.high:
+                break
+            following = np.repeat(on_order, len(demand), axis=0)
+            following[:, 0] = stock.ravel() - self.lowest
+            flat = np.unique(np.ravel_multi_index(tuple(following.T), seen.shape))
+            flat = flat[~seen.ravel()[flat]]
+            seen.ravel()[flat] = True
+            state = np.column_stack(np.unravel_index(flat, seen.shape))
+        return Grid(low, high, most)
+
+
+class DualSourcingOptimum(ReferencePolicy):
+    """
+    The optimum of one item in the long run, over all policies and all orders, fractional ones included; see
+    :class:`DualSourcingProblem`. ``cost`` is exact under uniform demand, and under Poisson demand whose tail of probability
+    1e-12 is cut off.
+
+    :param env: the problem
+    :raises ValueError: for several items, for demand that is not uniform or Poisson, for costs h or u of 0, and where the
+        states are too many
+    """
+
+    def __init__(self, env: HybridDualSourcingEnv):
+        self.mean_demand, self.lead_time = env.params.mean_demand, env.params.lead_time
+        self.table = single_item(env).solve()
+        self.cost = self.table.cost
+
+    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        stock = np.rint(observation.astype(np.float64) * self.mean_demand).astype(np.int64)
+        state = (stock - np.eye(1, self.lead_time, dtype=np.int64) * self.table.lowest).T
+        known = tuple(np.clip(index, 0, size - 1) for index, size in zip(state, self.table.regular.shape, strict=True))
+        expedited = np.maximum(self.table.stock_after[known] - stock[:, 0], 0)
+        regular = self.table.regular[known]
+        return (regular > 0) + 2 * (expedited > 0), np.column_stack([regular, expedited]).astype(np.float64)
+
+
+class Levels(NamedTuple):
+    """
+    The parameters of a capped dual index policy: levels and caps of shape ``(..., n_items)``, least orders, which are sums
+    over the items, of shape ``(..., 1)``.
+    """
+
+    expedited_level: np.ndarray
+    least_expedited: np.ndarray
+    regular_level: np.ndarray
+    cap: np.ndarray
+    least_regular: np.ndarray
+
+
+class CappedDualIndex(ReferencePolicy):
+    """
+    The capped dual index policy (Sun and Van Mieghem 2019), made to share fixed costs. Stock on hand is expedited up to
+    ``expedited_level``. Then the inventory position (on hand and on order) is raised from the regular source up to
+    ``regular_level``, by at most ``cap``. Each source is used once what is due from it adds up to its least order over the
+    items.
+
+    :param env: the problem
+    :param levels: the parameters; scalars are spread over the items
+    :raises ValueError: naming the parameter, if its value is not allowed
+    """
+
+    def __init__(self, env: HybridDualSourcingEnv, levels: Levels):
+        self.mean_demand, self.lead_time = env.params.mean_demand, env.params.lead_time
+        shape = (env.n_items,)
+        self.levels = Levels(
+            check_array("expedited_level", levels.expedited_level, shape),
+            check_array("least_expedited", levels.least_expedited, (1,), at_least=0.0),
+            check_array("regular_level", levels.regular_level, shape),
+            check_array("cap", levels.cap, shape, at_least=0.0),
+            check_array("least_regular", levels.least_regular, (1,), at_least=0.0),
+        )
+
+    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scaled = observation.astype(np.float64).reshape(-1, self.lead_time, len(self.mean_demand))
+        stock = np.round(scaled * self.mean_demand, 3)  # integer stock is exactly integer again
+        return capped_orders(stock, self.levels)
+
+    @classmethod
+    def best(cls, env: HybridDualSourcingEnv, seed: int = 0) -> "CappedDualIndex":
+        """
+        The best found by differential evolution on common scenarios. Items differ by their mean and deviation of demand and
+        their newsvendor ratio; beyond that they share five numbers. ``cost`` is estimated on other scenarios.
+
+        :param seed: of the search and its scenarios
+        """
+        family = _Family(env)
+        generator = torch.Generator(env.device).manual_seed(seed)
+        noise = env.sample_noise(max(SEARCH_ROWS // env.n_items, 16), generator)
+        found = differential_evolution(
+            lambda shares: _simulate(env, family.levels(shares.T), noise),
+            [(0.0, 1.0)] * 5,
+            maxiter=24,
+            popsize=8,
+            polish=False,
+            vectorized=True,
+            updating="deferred",
+            rng=np.random.default_rng(seed),
+        )
+        policy = cls(env, Levels(*(level[0] for level in family.levels(found.x[None]))))
+        costs = evaluate(env, policy, TEST_SCENARIOS, seed + 1)
+        policy.cost, policy.half_width = float(costs.mean()), float(1.96 * costs.std() / math.sqrt(len(costs)))
+        return policy
+
+
+def best_dual_sourcing(env: HybridDualSourcingEnv) -> ReferencePolicy:
+    """
+    :param env: the problem
+    :return: the optimum where :class:`DualSourcingOptimum` solves the problem, else a tuned :class:`CappedDualIndex`
+    """
+    try:
+        return DualSourcingOptimum(env)
+    except ValueError:
+        return CappedDualIndex.best(env)
+
+
+def single_item(env: HybridDualSourcingEnv) -> DualSourcingProblem:
+    """
+    :param env: the problem
+    :return: the same for dynamic programming
+    :raises ValueError: if it has several items, demand that is not uniform or Poisson, or costs h or u of 0
+    """
+    params, mean = env.params, float(env.params.mean_demand[0])
+    if env.n_items != 1:
+        raise ValueError(f"DualSourcingOptimum: n_items = {env.n_items}; it replenishes one item")
+    if env.demand not in ("uniform", "poisson"):
+        raise ValueError(f"DualSourcingOptimum: demand = {env.demand!r}; it is for demand 'uniform' or 'poisson' only")
+    for name, cost in (("holding_cost", params.holding_cost[0]), ("underage_cost", params.underage_cost[0])):
+        if cost <= 0:
+            raise ValueError(f"DualSourcingOptimum: {name} = {cost} must be > 0")
+    if env.demand == "uniform":
+        demand = np.ones(round(2 * mean) + 1)
+    else:
+        demand = poisson.pmf(np.arange(poisson.isf(TAIL, mean) + 1), mean)
+    return DualSourcingProblem(
+        demand / demand.sum(),
+        float(params.holding_cost[0]),
+        float(params.underage_cost[0]),
+        float(params.premium[0]),
+        params.regular_fixed_cost,
+        params.expedited_fixed_cost,
+        params.lead_time,
+    )
+
+
+def capped_orders(stock: np.ndarray, levels: Levels) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param stock: on hand and on order, shape ``(batch, lead_time, n_items)``
+    :param levels: shared by the batch, or one set for each row
+    :return: regimes, shape ``(batch,)``, and points, shape ``(batch, 2 * n_items)``
+    """
+    expedited = _once_due(np.maximum(levels.expedited_level - stock[:, 0], 0.0), levels.least_expedited)
+    lacking = levels.regular_level - stock.sum(axis=1) - expedited
+    regular = _once_due(np.clip(lacking, 0.0, levels.cap), levels.least_regular)
+    regimes = np.any(regular, axis=1).astype(np.int64) + 2 * np.any(expedited, axis=1)
+    return regimes, np.concatenate([regular, expedited], axis=1)
+
+
+def _once_due(quantities: np.ndarray, least: np.ndarray) -> np.ndarray:
+    """The quantities, shape ``(batch, n_items)``, in rows where they add up to ``least`` at least; elsewhere 0."""
+    return quantities * np.greater_equal(quantities.sum(axis=1, keepdims=True), least)
+
+
+class _Family:
+    """Capped dual index policies of one problem by five shares between 0 and 1."""
+
+    def __init__(self, env: HybridDualSourcingEnv):
+        params = env.params
+        self.mean, std, periods = params.mean_demand, _deviation(env), params.lead_time + 1
+        penalty = params.holding_cost + params.underage_cost
+        ratio = np.where(penalty > 0, params.underage_cost / np.where(penalty > 0, penalty, 1.0), 0.5)
+        reach = std * (2 * REACH + norm.ppf(np.clip(ratio, 0.01, 0.999)))
+        self.lots = env.action_scale.reshape(2, -1).astype(np.float64)  # regular and expedited
+        self.expedited = self.mean - REACH * std, reach
+        self.regular = periods * self.mean - REACH * math.sqrt(periods) * std, math.sqrt(periods) * reach + self.lots[0]
+        self.cap = self.lots[0] + 2 * std
+        self.least_expedited = (self.lots[1] + self.mean + 2 * std).sum(keepdims=True)
+        self.whole = env.demand in ("uniform", "poisson")
+
+    def levels(self, shares: np.ndarray) -> Levels:
+        """
+        :param shares: shape ``(candidates, 5)``
+        :return: levels with one row per candidate, integer where demand is
+        """
+        e, u, r, c, v = np.split(shares, 5, axis=1)
+        expedited_level = self.expedited[0] + e * self.expedited[1]
+        regular_level, cap = self.regular[0] + r * self.regular[1], c * self.cap
+        if self.whole:
+            expedited_level, regular_level, cap = map(np.rint, (expedited_level, regular_level, cap))
+        return Levels(expedited_level, u * self.least_expedited, regular_level, cap, v * cap.sum(axis=1, keepdims=True))
+
+
+def _deviation(env: HybridDualSourcingEnv) -> np.ndarray:
+    """Standard deviation of a period's demand, shape ``(n_items,)``."""
+    if env.demand == "data":
+        return env.demand_data.double().std(dim=(0, 1), unbiased=False).cpu().numpy()
+    if env.demand == "uniform":
+        return np.sqrt(((2 * env.params.mean_demand + 1) ** 2 - 1) / 12)
+    return env.demand_std.double().cpu().numpy()
+
+
+def _simulate(env: HybridDualSourcingEnv, levels: Levels, noise: torch.Tensor) -> np.ndarray:
+    """Mean figure of merit of every row of levels on the same scenarios, shape ``(candidates,)``."""
+    n_candidates, n_scenarios = len(levels.cap), noise.shape[1]
+    rows = Levels(*(np.repeat(level, n_scenarios, axis=0) for level in levels))
+    state, costs = env.initial(len(rows.cap), torch.Generator(env.device)), []
+    with torch.no_grad():
+        for demand in noise:
+            regimes, points = capped_orders(state.stock.double().cpu().numpy(), rows)
+            point = torch.as_tensor(points, dtype=env.dtype, device=env.device)
+            action = HybridAction(torch.as_tensor(regimes, device=env.device), point)
+            result = env.step_torch(state, action, demand.repeat(n_candidates, 1))
+            state = result.state
+            costs.append(-result.reward.double())
+    return env.figure_of_merit(torch.stack(costs)).view(n_candidates, n_scenarios).mean(dim=1).cpu().numpy()
