@@ -1,20 +1,94 @@
 """Callbacks that watch training."""
 
 import time
+import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure, HParam
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from hybrid_envs.core import HybridEnv, check_count
-from hybrid_envs.evaluation import Policy, evaluate
+from hybrid_envs.evaluation import Choices, Policy, evaluate
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
+from sb3_hpo.hybrid_ppo import HybridPPO
+
+TENSORBOARD_ONLY = ("stdout", "log", "json", "csv")
+"""The formats of SB3's logger that hold neither figures nor hyperparameters."""
+HYPERPARAMETERS = (
+    *("seed", "n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "vf_coef", "target_kl"),
+    *("learning_rate", "clip_range"),
+    *("cross_term", "pathwise_weight", "normalize_reward"),  # HPO's own
+)
+"""What is logged under its own name, of those that the algorithm has."""
+METRICS = ("eval/cost", "eval/optimality_gap", "eval/mean_reward", "rollout/ep_rew_mean")
 
 
-class CostCallback(BaseCallback):
+def simulated_problem(callback: BaseCallback) -> HybridEnv:
+    """
+    :return: the problem that the callback's model is trained on
+    :raises TypeError: if it is no HybridEnv
+    """
+    env = callback.training_env.get_attr("unwrapped")[0]
+    if not isinstance(env, HybridEnv):
+        raise TypeError(f"{type(callback).__name__} simulates; {env} is not a hybrid_envs.HybridEnv")
+    return env
+
+
+class PeriodicCallback(BaseCallback):
+    """
+    Looks at the policy before, during and after training. What it records is logged at the end of the iteration, and at the
+    end of training at once, with what else SB3 has recorded and would not log any more.
+
+    :param env: the problem to look at it on; that of the training unless given
+    :param every: environment steps between looks
+    """
+
+    def __init__(self, env: HybridEnv | None = None, every: int = 100_000):
+        super().__init__()
+        self.eval_env, self.every = env, check_count("every", every)
+        self.steps: list[int] = []
+
+    @property
+    def problem(self) -> HybridEnv:
+        """
+        :raises TypeError: if none was given, and that of the training is no HybridEnv
+        """
+        return simulated_problem(self) if self.eval_env is None else self.eval_env
+
+    @abstractmethod
+    def look(self) -> None:
+        """Record what is to be logged of the present policy."""
+
+    def _on_rollout_start(self) -> None:
+        if not self.steps or self.num_timesteps - self.steps[-1] >= self.every:
+            self._look()
+
+    def _on_training_end(self) -> None:
+        if self.steps and self.steps[-1] != self.num_timesteps:  # RL Zoo announces the end once more, even of a failed start
+            self._look()
+            self.logger.dump(self.num_timesteps)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _look(self) -> None:
+        self.steps.append(self.num_timesteps)
+        self.look()
+
+    def scaled(self, observation: np.ndarray) -> Any:
+        """The observation as the model knows it, which under VecNormalize is the scaled one."""
+        normalizer = self.model.get_vec_normalize_env()
+        return observation if normalizer is None else normalizer.normalize_obs(observation)
+
+
+class CostCallback(PeriodicCallback):
     """
     Evaluates the deterministic policy on held-out scenarios before, during and after training, and logs ``eval/cost`` (its
     mean figure of merit) and, where the environment offers a reference policy, ``eval/optimality_gap``: the cost over that of
@@ -22,7 +96,7 @@ class CostCallback(BaseCallback):
 
     The curve is kept in ``steps`` and ``costs``.
 
-    :param env: whose scenarios, figure of merit and reference are used
+    :param env: whose scenarios, figure of merit and reference are used; that of the training unless given
     :param every: environment steps between evaluations
     :param n_scenarios: held-out scenarios
     :param seed: of the scenarios; the same in every evaluation
@@ -32,53 +106,116 @@ class CostCallback(BaseCallback):
 
     def __init__(
         self,
-        env: HybridEnv,
-        every: int,
+        env: HybridEnv | None = None,
+        every: int = 100_000,
         n_scenarios: int = 256,
         seed: int = 10_000,
         gap: bool = True,
         reference: Policy | None = None,
     ):
-        super().__init__()
+        super().__init__(env, every)
         self.reference = reference
-        self.eval_env, self.every = env, check_count("every", every)
         self.n_scenarios, self.seed, self.gap = check_count("n_scenarios", n_scenarios), seed, gap
         self.reference_cost: float | None = None
-        self.steps: list[int] = []
         self.costs: list[float] = []
 
     def _on_training_start(self) -> None:
         if self.gap and self.reference is None:
-            self.reference = self.eval_env.reference_policy()
+            self.reference = self.problem.reference_policy()
         if self.gap and self.reference is not None:
             self.reference_cost = self._cost(self.reference)
 
-    def _on_rollout_start(self) -> None:
-        if not self.steps or self.num_timesteps - self.steps[-1] >= self.every:
-            self._measure()
-
-    def _on_training_end(self) -> None:
-        self._measure()
-
-    def _on_step(self) -> bool:
-        return True
-
     def _cost(self, policy: Policy) -> float:
-        return float(evaluate(self.eval_env, policy, self.n_scenarios, self.seed).mean())
+        return float(evaluate(self.problem, policy, self.n_scenarios, self.seed).mean())
 
     def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The model's action, which under VecNormalize is a function of the scaled observation."""
-        normalizer = self.model.get_vec_normalize_env()
-        return self.model.predict(
-            observation if normalizer is None else normalizer.normalize_obs(observation), *args, **kwargs
-        )
+        return self.model.predict(self.scaled(observation), *args, **kwargs)
 
-    def _measure(self) -> None:
-        self.steps.append(self.num_timesteps)
+    def look(self) -> None:
         self.costs.append(self._cost(self))
         self.logger.record("eval/cost", self.costs[-1])
         if self.reference_cost is not None:
             self.logger.record("eval/optimality_gap", self.costs[-1] / self.reference_cost - 1)
+
+
+class PolicyFigureCallback(PeriodicCallback):
+    """
+    Logs the problem's own picture of the policy, :meth:`HybridEnv.policy_figure`, as the image ``eval/policy`` in TensorBoard.
+
+    :param env: the problem that draws; that of the training unless given
+    :param every: environment steps between figures
+    """
+
+    def look(self) -> None:
+        figure = self.problem.policy_figure(self.choices)
+        if figure is None:
+            warnings.warn(f"{self.problem.name} has no policy_figure to log", stacklevel=2)
+        else:
+            self.logger.record("eval/policy", Figure(figure, close=True), exclude=TENSORBOARD_ONLY)
+
+    def choices(self, observation: np.ndarray) -> Choices:
+        """
+        The model's :data:`~hybrid_envs.evaluation.PolicyFunction`.
+
+        :param observation: as the environment gives it, shape ``(batch, d)``
+        """
+        policy = cast(HybridPPO, self.model).policy
+        policy.set_training_mode(False)
+        obs, _ = policy.obs_to_tensor(self.scaled(observation))
+        with torch.no_grad():
+            probabilities, points = policy.regime_logits(obs).softmax(dim=1), policy.candidates(obs)
+        return Choices(probabilities.cpu().numpy(), points.cpu().numpy())
+
+
+class HParamCallback(BaseCallback):
+    """
+    Logs the hyperparameters of the algorithm and the arguments of the environment, as ``env/...``, to TensorBoard's tab
+    HPARAMS, which compares runs by them.
+
+    :param metrics: tags of scalars that the tab shows beside them, as far as the run logs them
+    """
+
+    def __init__(self, metrics: Sequence[str] = METRICS):
+        super().__init__()
+        self.metrics = tuple(metrics)
+
+    def _on_training_start(self) -> None:
+        # The values are placeholders: the tab reads the scalars of these names.
+        hparams = HParam(hyperparameters(cast(HybridPPO, self.model)), dict.fromkeys(self.metrics, 0.0))
+        self.logger.record("hparams", hparams, exclude=TENSORBOARD_ONLY)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
+    """
+    :return: the algorithm's hyperparameters and the environment's arguments, by name; schedules in RL Zoo's notation
+    """
+    assert model.env is not None
+    spec = model.env.get_attr("spec")[0]
+    values: dict[str, Any] = {"algo": type(model).__name__}
+    values["env"] = model.env.get_attr("unwrapped")[0].__class__.__name__ if spec is None else spec.id
+    values |= {f"env/{name}": value for name, value in (spec.kwargs if spec else {}).items()}
+    values |= {name: getattr(model, name, None) for name in HYPERPARAMETERS}
+    values |= {f"{name}_learning_rate": rate for name, rate in getattr(model, "component_learning_rates", {}).items()}
+    values["ent_coef"] = model.ent_coef_schedule
+    values["max_grad_norm"] = getattr(model, "component_max_grad_norm", model.max_grad_norm)
+    values["net_arch"], values["linear_path"] = model.policy.net_arch, list(model.policy.linear_path)
+    return {name: plain(value) for name, value in values.items() if value is not None}
+
+
+def plain(value: Any) -> float | str:
+    """
+    :return: numbers as they are, schedules as a number or ``"lin_V"``, and anything else in words, booleans included
+    """
+    schedule: Schedule | Any = value.value_schedule if isinstance(value, FloatSchedule) else value
+    if isinstance(schedule, ConstantSchedule):
+        return schedule.val
+    if isinstance(schedule, LinearSchedule) and (schedule.end, schedule.end_fraction) == (0.0, 1.0):
+        return f"lin_{schedule.start:g}"
+    return schedule if isinstance(schedule, int | float) and not isinstance(schedule, bool) else str(schedule)
 
 
 class GradientQualityCallback(BaseCallback):
@@ -125,13 +262,10 @@ class GradientQualityCallback(BaseCallback):
         :raises TypeError: if the environment is no HybridEnv
         :raises ValueError: under VecNormalize, whose observations the simulated policy would not see
         """
-        env = self.training_env.get_attr("unwrapped")[0]
-        if not isinstance(env, HybridEnv):
-            raise TypeError(f"gradients are measured by simulation; {env} is not a hybrid_envs.HybridEnv")
+        self.env = simulated_problem(self)
         normalizer = unwrap_vec_normalize(self.training_env)
         if normalizer is not None and normalizer.norm_obs:
             raise ValueError("gradient quality cannot be measured under VecNormalize(norm_obs=True)")
-        self.env = env
 
     def _on_rollout_start(self) -> None:
         # At the start of a rollout no graph of the training is alive, so that memory is not needed twice.
