@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.core import HybridEnv, to_numpy
-from hybrid_envs.evaluation import PolicyFunction
+from hybrid_envs.evaluation import Choices, PolicyFunction
 from hybrid_envs.inventory import HybridInventoryEnv, InventoryState, lot_size
 from hybrid_envs.rendering import new_figure
 from hybrid_envs.solvers.inventory import SingleItemSS
@@ -21,6 +21,8 @@ POSITIONS = 241
 """Inventory positions on the axis."""
 PIXELS = 121
 """States along either side of the map of modes."""
+WIDTH, DPI = 5.0, 150
+"""In inches, and pixels per inch: TensorBoard shows thumbnails, in which the letters have to be large enough."""
 SEED = 0
 """Of the episode that is shown, the same in every figure."""
 
@@ -28,8 +30,9 @@ SEED = 0
 def replenishment_figure(env: HybridInventoryEnv, policy: PolicyFunction) -> "Figure":
     """
     The probability of ordering, and the level up to which is ordered, against inventory position: for an (s, S) policy a step
-    at s, and a horizontal line at S. The states shown have the same number of periods' demand of every item on hand, and
-    nothing on order. One item is counted in units, several in periods of mean demand, averaged over the items.
+    at s, and a horizontal line at S. The lines are of states with the same number of periods' demand of every item on hand,
+    and nothing on order; the dots are the orders of one episode from a fixed start, one for each item. Training sees few
+    states that are far from the dots, and what a policy would do there says little.
 
     :param env: the problem
     :param policy: the policy as a function of observations
@@ -37,33 +40,37 @@ def replenishment_figure(env: HybridInventoryEnv, policy: PolicyFunction) -> "Fi
     """
     params = env.params
     lot = float((lot_size(params) / params.mean_demand).mean())
-    single = env.n_items == 1
     position = np.linspace(0.0 if params.lost_sales else -lot, params.lead_time + 1 + 1.5 * lot, POSITIONS)  # in periods
     stock = torch.zeros(POSITIONS, params.lead_time, env.n_items, dtype=env.dtype, device=env.device)
     stock[:, 0] = torch.as_tensor(position, dtype=env.dtype, device=env.device)[:, None] * env.mean_demand
     period = torch.zeros(POSITIONS, dtype=torch.int64, device=env.device)
     probabilities, points = policy(to_numpy(env.observation(InventoryState(stock, period))))
     order = probabilities[:, 1]
-    levels = position[:, None] + points[:, 1] / params.mean_demand
-    if single:
-        position, levels = position * params.mean_demand, levels * params.mean_demand
-    level = levels.mean(axis=1)
+    level = position + (points[:, 1] / params.mean_demand).mean(axis=1)
 
-    figure = new_figure(6.4, 5.2)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 3))
+    observations, choices = greedy_episode(env, policy)
+    ordered = choices.probabilities.argmax(axis=1) == 1
+    pipeline = observations[ordered, : params.lead_time * env.n_items]  # in periods, too
+    ordered_at = pipeline.reshape(-1, params.lead_time, env.n_items).sum(axis=1)
+    ordered_to = ordered_at + choices.points[ordered, 1] / params.mean_demand
+
+    unit, unit_name = (params.mean_demand[0], "units") if env.n_items == 1 else (1.0, "periods of mean demand")
+    position, level, ordered_at, ordered_to = (unit * values for values in (position, level, ordered_at, ordered_to))
+
+    figure = new_figure(WIDTH, 4.8, DPI)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 4))
     upper.fill_between(position, order, color="C0", alpha=0.2, linewidth=0)
     upper.plot(position, order, color="C0")
-    upper.set(ylabel="probability of ordering", ylim=(-0.03, 1.03), title="When to order, and up to which level")
+    upper.set(ylabel="order probability", ylim=(-0.03, 1.03), title="When to order, and up to which level")
 
     likely = order >= 0.5
     lower.plot(position, position, color="0.6", linewidth=1, label="position, without an order")
     lower.plot(position, level, color="C1", linewidth=1, linestyle=":")
     lower.plot(position, np.where(likely, level, np.nan), color="C1", linewidth=2, label="level after an order")
-    if not single:
-        spread = {"where": likely, "color": "C1", "alpha": 0.15, "linewidth": 0}
-        lower.fill_between(position, levels.min(axis=1), levels.max(axis=1), label="range over the items", **spread)
-    unit = "units" if single else "periods of mean demand"
-    lower.set(xlabel=f"inventory position ({unit})", ylabel=f"order-up-to level ({unit})", xlim=position[[0, -1]])
+    lower.plot(
+        *(ordered_at.ravel(), ordered_to.ravel()), ".", color="C3", markersize=4, alpha=0.4, label="orders of one episode"
+    )
+    lower.set(xlabel=f"inventory position and level, in {unit_name}", ylabel="order-up-to level", xlim=position[[0, -1]])
     lower.set_ylim(position[0], 1.1 * max(position[-1], level[likely].max(initial=0)))
     if (optimum := _optimal_policy(env)) is not None:
         s, S = optimum.reorder_point, float(optimum.order_up_to[0])
@@ -79,9 +86,9 @@ def replenishment_figure(env: HybridInventoryEnv, policy: PolicyFunction) -> "Fi
 
 def mode_figure(env: HybridSwitchedLQREnv, policy: PolicyFunction) -> "Figure | None":
     """
-    Left, the probabilities of the modes over a plane through the origin, as a mixture of the modes' colours. The plane is
+    Above, the probabilities of the modes over a plane through the origin, as a mixture of the modes' colours. The plane is
     spanned by the states for which keeping to mode 0 saves most over keeping to mode 1, and the reverse: the extreme
-    eigenvectors of P_0 - P_1, with s'P_j s the cost of an episode in mode j alone. Right, one episode from a fixed start, in
+    eigenvectors of P_0 - P_1, with s'P_j s the cost of an episode in mode j alone. Below, one episode from a fixed start, in
     which the likeliest mode is taken: the norm of the state, and the probabilities of the modes.
 
     :param env: the problem
@@ -92,36 +99,43 @@ def mode_figure(env: HybridSwitchedLQREnv, policy: PolicyFunction) -> "Figure | 
         return None
     from matplotlib.colors import to_rgb
     from matplotlib.patches import Patch
+    from matplotlib.ticker import NullFormatter
 
     colours = 0.25 + 0.75 * np.array([to_rgb(f"C{mode % 10}") for mode in range(env.n_regimes)])
     side = env.start_limit * np.linspace(-1, 1, PIXELS)
     plane = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)  # row by row, the first coordinate fastest
     shares = policy((plane @ leading_directions(env)).astype(np.float32)).probabilities
-    observations, modes = greedy_episode(env, policy)
+    observations, choices = greedy_episode(env, policy)
 
-    figure = new_figure(9.2, 4.6)
-    plots = figure.subplot_mosaic([["map", "norm"], ["map", "modes"]], width_ratios=(1.15, 1))
+    figure = new_figure(WIDTH, 7.2, DPI)
+    plane_axes, norm_axes, mode_axes = figure.subplots(3, 1, height_ratios=(5, 1.6, 1.6))
     limits = (-env.start_limit, env.start_limit)
-    plots["map"].imshow((shares @ colours).reshape(PIXELS, PIXELS, 3), origin="lower", extent=(*limits, *limits))
-    plots["map"].set(
+    mixed = (shares @ colours).reshape(PIXELS, PIXELS, 3)
+    plane_axes.imshow(mixed, origin="lower", extent=(*limits, *limits), interpolation="bilinear")
+    plane_axes.set(
         title="Probability of each mode by state",
-        xlabel="state along the direction most in favour of mode 0",
-        ylabel="state along the direction most in favour of mode 1",
+        xlabel="state along the best direction of mode 0",
+        ylabel="state along the best direction of mode 1",
     )
     patches = [Patch(color=colour, label=f"mode {mode}") for mode, colour in enumerate(colours)]
-    plots["map"].legend(handles=patches, loc="upper right", fontsize="small")
+    plane_axes.legend(handles=patches, loc="upper right", fontsize="small")
 
     periods = np.arange(env.horizon)
-    plots["norm"].plot(np.arange(len(observations)), np.linalg.norm(observations, axis=1), color="black", marker=".")
-    plots["norm"].set(title="One episode", ylabel="norm of the state", yscale="log")
-    plots["norm"].grid(alpha=0.25)
-    plots["norm"].sharex(plots["modes"])
-    plots["norm"].tick_params(labelbottom=False)
+    norms = np.linalg.norm(observations, axis=1)
+    norm_axes.plot(periods, norms, color="black", marker=".")
+    norm_axes.set(title="One episode, the likeliest mode taken", ylabel="‖state‖", yscale="log")
+    norm_axes.set_ylim(min(norms.min() / 2, norms.max() / 20), 2 * norms.max())  # at least a power of ten is labelled
+    norm_axes.yaxis.set_minor_formatter(NullFormatter())
+    norm_axes.yaxis.get_major_locator().set_params(numticks=6)
+    norm_axes.grid(alpha=0.25)
+    norm_axes.sharex(mode_axes)
+    norm_axes.tick_params(labelbottom=False)
     floor = np.zeros(env.horizon)
     for mode, colour in enumerate(colours):
-        plots["modes"].bar(periods, modes[:, mode], bottom=floor, width=1.0, color=colour)
-        floor += modes[:, mode]
-    plots["modes"].set(xlabel="period", ylabel="probability of each mode", xlim=(-0.5, env.horizon + 0.5), ylim=(0, 1))
+        mode_axes.bar(periods, choices.probabilities[:, mode], bottom=floor, width=1.0, color=colour)
+        floor += choices.probabilities[:, mode]
+    mode_axes.set(xlabel="period", ylabel="probability", xlim=(-0.5, env.horizon - 0.5), ylim=(0, 1))
+    mode_axes.xaxis.get_major_locator().set_params(integer=True)
     return figure
 
 
@@ -137,24 +151,23 @@ def leading_directions(env: HybridSwitchedLQREnv) -> np.ndarray:
     return directions * np.sign(directions[[0, 1], largest])[:, None]
 
 
-def greedy_episode(env: HybridEnv, policy: PolicyFunction) -> tuple[np.ndarray, np.ndarray]:
+def greedy_episode(env: HybridEnv, policy: PolicyFunction) -> tuple[np.ndarray, Choices]:
     """
     One episode in which the likeliest regime is taken; the environment's own is not touched.
 
-    :return: observations, shape ``(T + 1, d)``, and the probabilities of the regimes, shape ``(T, J)``
+    :return: what is observed in each period, shape ``(T, d)``, and the choices there
     """
     generator = torch.Generator(env.device).manual_seed(SEED)
     with torch.no_grad():
         state, noise = env.initial(1, generator), env.sample_noise(1, generator)
-        observations, probabilities = [to_numpy(env.observation(state))], []
+        observations, choices = [], []
         for t in range(env.horizon):
-            choices = policy(observations[-1])
-            regime = choices.probabilities.argmax(axis=1)
-            point = torch.as_tensor(choices.points[0, regime], dtype=env.dtype, device=env.device)
-            state = env.step_torch(state, HybridAction(torch.as_tensor(regime, device=env.device), point), noise[t]).state
             observations.append(to_numpy(env.observation(state)))
-            probabilities.append(choices.probabilities[0])
-    return np.concatenate(observations), np.stack(probabilities)
+            choices.append(policy(observations[-1]))
+            regime = choices[-1].probabilities.argmax(axis=1)
+            point = torch.as_tensor(choices[-1].points[0, regime], dtype=env.dtype, device=env.device)
+            state = env.step_torch(state, HybridAction(torch.as_tensor(regime, device=env.device), point), noise[t]).state
+    return np.concatenate(observations), Choices(*(np.concatenate(part) for part in zip(*choices, strict=True)))
 
 
 def _optimal_policy(env: HybridInventoryEnv) -> SingleItemSS | None:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 MAX_LINES = 10
 
 
-def new_figure(width: float, height: float) -> "Figure":
+def new_figure(width: float, height: float, dpi: float = 100) -> "Figure":
     """
     A figure that pyplot does not know, so that it is freed with its last reference.
 
-    :param width: in inches, at 100 pixels each
+    :param width: in inches
     :param height: likewise
+    :param dpi: pixels per inch
     :raises gymnasium.error.DependencyNotInstalled: if matplotlib is missing
     """
     try:
@@ -26,7 +27,7 @@ def new_figure(width: float, height: float) -> "Figure":
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DependencyNotInstalled('figures need matplotlib: pip install "hybrid-rl-suite[plots]"') from error
-    figure = Figure(figsize=(width, height), dpi=100, layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, HParam
-from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
@@ -21,12 +20,6 @@ from sb3_hpo.hybrid_ppo import HybridPPO
 
 TENSORBOARD_ONLY = ("stdout", "log", "json", "csv")
 """The formats of SB3's logger that hold neither figures nor hyperparameters."""
-HYPERPARAMETERS = (
-    *("seed", "n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "vf_coef", "target_kl"),
-    *("learning_rate", "clip_range"),
-    *("cross_term", "pathwise_weight", "normalize_reward"),  # HPO's own
-)
-"""What is logged under its own name, of those that the algorithm has."""
 METRICS = ("eval/cost", "eval/optimality_gap", "eval/mean_reward", "rollout/ep_rew_mean")
 
 
@@ -43,8 +36,8 @@ def simulated_problem(callback: BaseCallback) -> HybridEnv:
 
 class PeriodicCallback(BaseCallback):
     """
-    Looks at the policy before, during and after training. What it records is logged at the end of the iteration, and at the
-    end of training at once, with what else SB3 has recorded and would not log any more.
+    Looks at the policy before, during and after training. What it records is logged at once, so that it stands at the step
+    that it belongs to; at the end of training, so is what SB3 has recorded of the last update and would not log any more.
 
     :param env: the problem to look at it on; that of the training unless given
     :param every: environment steps between looks
@@ -73,7 +66,6 @@ class PeriodicCallback(BaseCallback):
     def _on_training_end(self) -> None:
         if self.steps and self.steps[-1] != self.num_timesteps:  # RL Zoo announces the end once more, even of a failed start
             self._look()
-            self.logger.dump(self.num_timesteps)
 
     def _on_step(self) -> bool:
         return True
@@ -81,6 +73,8 @@ class PeriodicCallback(BaseCallback):
     def _look(self) -> None:
         self.steps.append(self.num_timesteps)
         self.look()
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
 
     def scaled(self, observation: np.ndarray) -> Any:
         """The observation as the model knows it, which under VecNormalize is the scaled one."""
@@ -170,10 +164,10 @@ class PolicyFigureCallback(PeriodicCallback):
 
 class HParamCallback(BaseCallback):
     """
-    Logs the hyperparameters of the algorithm and the arguments of the environment, as ``env/...``, to TensorBoard's tab
-    HPARAMS, which compares runs by them.
+    Logs the hyperparameters of the algorithm and the arguments of the environment to TensorBoard's tab HPARAMS, which compares
+    runs by them.
 
-    :param metrics: tags of scalars that the tab shows beside them, as far as the run logs them
+    :param metrics: tags of scalars whose last values the tab shows beside them, as far as the run logs them
     """
 
     def __init__(self, metrics: Sequence[str] = METRICS):
@@ -191,31 +185,46 @@ class HParamCallback(BaseCallback):
 
 def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
     """
-    :return: the algorithm's hyperparameters and the environment's arguments, by name; schedules in RL Zoo's notation
+    :return: the hyperparameters of the algorithm and the arguments of the environment. Every run has the same names with
+        values of the same types, since TensorBoard lets one of the runs state the columns of all: what an algorithm has not
+        is stated as what it amounts to, and what may be a number or not is text
     """
     assert model.env is not None
-    spec = model.env.get_attr("spec")[0]
-    values: dict[str, Any] = {"algo": type(model).__name__}
-    values["env"] = model.env.get_attr("unwrapped")[0].__class__.__name__ if spec is None else spec.id
-    values |= {f"env/{name}": value for name, value in (spec.kwargs if spec else {}).items()}
-    values |= {name: getattr(model, name, None) for name in HYPERPARAMETERS}
-    values |= {f"{name}_learning_rate": rate for name, rate in getattr(model, "component_learning_rates", {}).items()}
-    values["ent_coef"] = model.ent_coef_schedule
-    values["max_grad_norm"] = getattr(model, "component_max_grad_norm", model.max_grad_norm)
-    values["net_arch"], values["linear_path"] = model.policy.net_arch, list(model.policy.linear_path)
-    return {name: plain(value) for name, value in values.items() if value is not None}
+    spec, unwrapped = model.env.get_attr("spec")[0], model.env.get_attr("unwrapped")[0]
+    numbers = ("n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "vf_coef")
+    rates = getattr(model, "component_learning_rates", {})
+    texts = {
+        "algo": type(model).__name__,
+        "env": type(unwrapped).__name__ if spec is None else spec.id,
+        "env_kwargs": "" if spec is None else ", ".join(f"{name}={value}" for name, value in spec.kwargs.items()),
+        "seed": model.seed,
+        "learning_rate": model.learning_rate,
+        "continuous_learning_rate": rates.get("continuous", model.learning_rate),
+        "value_learning_rate": rates.get("value", model.learning_rate),
+        "ent_coef": model.ent_coef_schedule,
+        "clip_range": model.clip_range,
+        "target_kl": model.target_kl,
+        "max_grad_norm": getattr(model, "component_max_grad_norm", model.max_grad_norm),
+        "cross_term": getattr(model, "cross_term", False),
+        "normalize_reward": getattr(model, "normalize_reward", False),
+        "net_arch": model.policy.net_arch,
+        "linear_path": ", ".join(model.policy.linear_path),
+    }
+    values: dict[str, float | str] = {name: float(getattr(model, name)) for name in numbers}
+    values["pathwise_weight"] = float(getattr(model, "pathwise_weight", 0.0))
+    return values | {name: in_words(value) for name, value in texts.items()}
 
 
-def plain(value: Any) -> float | str:
+def in_words(value: Any) -> str:
     """
-    :return: numbers as they are, schedules as a number or ``"lin_V"``, and anything else in words, booleans included
+    :return: a schedule in RL Zoo's notation where it has one, and anything else as Python writes it
     """
-    schedule: Schedule | Any = value.value_schedule if isinstance(value, FloatSchedule) else value
+    schedule = value.value_schedule if isinstance(value, FloatSchedule) else value
     if isinstance(schedule, ConstantSchedule):
-        return schedule.val
+        return f"{schedule.val:g}"
     if isinstance(schedule, LinearSchedule) and (schedule.end, schedule.end_fraction) == (0.0, 1.0):
         return f"lin_{schedule.start:g}"
-    return schedule if isinstance(schedule, int | float) and not isinstance(schedule, bool) else str(schedule)
+    return str(schedule)
 
 
 class GradientQualityCallback(BaseCallback):

@@ -43,13 +43,16 @@ def test_an_s_S_policy_is_drawn_as_a_step_at_s_and_a_level_at_S(n_items, kwargs)
     assert (position[shown] <= 1.5 * unit + 1e-6).all() and (position[~shown] >= 1.5 * unit - 1e-6).all()
 
 
-def test_the_levels_of_several_items_are_drawn_as_their_range():
-    env = HybridInventoryEnv(3)
-    _, lower = env.policy_figure(order_up_to(env, s=1.0, S=np.array([3.0, 4.0, 6.0]))).axes
-    (band,) = lower.collections
-    heights = band.get_paths()[0].vertices[:, 1]
-    assert (heights.min(), heights.max()) == pytest.approx((3.0, 6.0), rel=1e-5)
-    assert np.nanmean(lines(lower)["level after an order"][:, 1]) == pytest.approx(13 / 3, rel=1e-5)
+def test_the_dots_are_the_orders_of_an_episode():
+    levels = np.array([3.0, 4.0, 6.0])
+    env = HybridInventoryEnv(3, horizon=30)
+    _, lower = env.policy_figure(order_up_to(env, s=1.0, S=levels)).axes
+    at, to = lines(lower)["orders of one episode"].reshape(-1, 3, 2).transpose(2, 0, 1)  # one dot for each order and item
+    np.testing.assert_allclose(to, np.tile(levels, (len(to), 1)), rtol=1e-5)
+    assert (at.mean(axis=1) <= 1.0).all()
+    assert at[0].tolist() == [0.0, 0.0, 0.0]  # nothing on hand at the start
+    # 30 periods of demand 1 are met by orders of 10/3 or more on average: of what has fallen since the last order
+    assert 5 <= len(at) <= 10
 
 
 def test_a_single_item_is_drawn_with_its_optimum_where_that_is_known():
@@ -94,17 +97,17 @@ def test_the_map_shows_the_likelier_mode_in_its_colour():
 
 def test_the_episode_is_that_of_the_likeliest_mode():
     env = HybridSwitchedLQREnv(6, horizon=5)
-    observations, probabilities = greedy_episode(env, larger_group)
-    assert observations.shape == (6, 6) and probabilities.shape == (5, 2)
+    observations, (probabilities, points) = greedy_episode(env, larger_group)
+    assert observations.shape == (5, 6) and probabilities.shape == (5, 2) and points.shape == (5, 2, 6)
     state = observations[0].astype(np.float64)
     for t in range(5):
+        np.testing.assert_allclose(observations[t], state, rtol=1e-4, atol=1e-5)
         mode = int((state[3:] ** 2).sum() > (state[:3] ** 2).sum())
         assert probabilities[t].argmax() == mode
         control = np.where((np.arange(6) >= 3) == mode, -state, 0.0)
         state = env.params.A @ state + env.params.B[mode] @ control
-        np.testing.assert_allclose(observations[t + 1], state, rtol=1e-4, atol=1e-5)
     axes = env.policy_figure(larger_group).axes
-    (norms,) = (plot.get_lines()[0].get_ydata() for plot in axes if plot.get_ylabel() == "norm of the state")
+    (norms,) = (plot.get_lines()[0].get_ydata() for plot in axes if plot.get_ylabel() == "‖state‖")
     np.testing.assert_allclose(norms, np.linalg.norm(observations, axis=1))
 
 
@@ -121,8 +124,16 @@ def test_three_modes_have_three_colours_in_figure_and_legend():
 
     figure = env.policy_figure(uniform)
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["mode 0", "mode 1", "mode 2"]
-    assert to_rgb_array(figure).shape == (460, 920, 3)
+    assert to_rgb_array(figure).shape == (1080, 750, 3)
 
 
-def test_an_environment_draws_no_figure_unless_it_says_how(env: HybridEnv):
-    assert HybridEnv.policy_figure(env, larger_group) is None
+def test_every_environment_draws_any_policy_or_says_that_it_has_no_figure(env: HybridEnv):
+    def uniform(observation):
+        assert observation.dtype == np.float32 and observation.shape[1:] == env.observation_space.shape
+        low, high = np.where(np.isfinite(env.action_bounds), env.action_bounds, [-1.0, 1.0]).transpose(2, 0, 1)
+        points = np.broadcast_to((low + high) / 2, (len(observation), *low.shape)).astype(np.float32)
+        return Choices(np.full((len(observation), env.n_regimes), 1 / env.n_regimes, np.float32), points)
+
+    figure = env.policy_figure(uniform)
+    assert figure is None or to_rgb_array(figure).std() > 0
+    assert HybridEnv.policy_figure(env, uniform) is None  # unless an environment says how
