@@ -122,8 +122,8 @@ def test_the_hyperparameter_tab_shows_the_metrics_it_is_asked_for(tmp_path):
 
 
 def test_training_goes_on_as_if_nobody_watched(tmp_path):
-    watched, alone = train(tmp_path), make()
-    alone.learn(320)
+    watched, alone = train(tmp_path, iterations=2), make()
+    alone.learn(160)
     for name, weights in alone.policy.state_dict().items():
         assert torch.equal(weights, watched.policy.state_dict()[name]), name
 
