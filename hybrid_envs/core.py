@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +13,11 @@ from typing_extensions import Self
 
 from hybrid_envs.episode import load_episode, save_episode
 from hybrid_envs.spaces import HybridAction, hybrid_action_space, split_hybrid_space
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from hybrid_envs.evaluation import PolicyFunction
 
 StateT = TypeVar("StateT", bound=Any)
 """A NamedTuple of tensors with leading batch dimension; its field ``period`` (int64, shape ``(batch,)``) is the clock."""
@@ -175,6 +180,15 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         :return: an RGB picture, uint8, shape ``(height, width, 3)``
         """
         raise NotImplementedError(f"{self.name} does not draw itself; make it without render_mode")
+
+    def policy_figure(self, policy: "PolicyFunction") -> "Figure | None":
+        """
+        Training shows it in TensorBoard as the policy learns, so it should take a second at most.
+
+        :param policy: the policy as a function of observations
+        :return: a picture, in the problem's own terms, of what the policy does; ``None`` where there is none
+        """
+        return None
 
     # ---- the simulator -----------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """The evaluation of any policy, and what reference policies share: SB3's ``predict`` on top of one batched rule."""
 
 from abc import ABC, abstractmethod
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,19 @@ class Policy(Protocol):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[Any, tuple[np.ndarray, ...] | None]: ...
+
+
+class Choices(NamedTuple):
+    """What a policy weighs up at each of a batch of observations: more than the one action that ``predict`` returns."""
+
+    probabilities: np.ndarray
+    """Of each regime, shape ``(batch, J)``."""
+    points: np.ndarray
+    """The b it would choose in each regime, shape ``(batch, J, n)``."""
+
+
+PolicyFunction = Callable[[np.ndarray], Choices]
+"""From the environment's own (unscaled) observations, float32, shape ``(batch, d)``, to :class:`Choices`."""
 
 
 class ReferencePolicy(ABC):

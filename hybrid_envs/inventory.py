@@ -9,6 +9,7 @@ import torch
 
 from hybrid_envs.core import Frame, HybridEnv, check_array, check_count
 from hybrid_envs.demand import demand_scenarios
+from hybrid_envs.evaluation import PolicyFunction
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.spaces import HybridAction
 
@@ -151,7 +152,7 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
                 sold = scenarios.mean(axis=(0, 1))
                 mean_demand = np.where(sold > 0, sold, 1.0)  # an item that never sold is measured in units
             self.demand_data = torch.tensor(scenarios, dtype=torch.float32)  # (scenarios, horizon, items)
-        n_items = n_items or 5
+        self.n_items = n_items = n_items or 5
         shape = (n_items,)
         if mean_demand is None:
             mean_demand = np.random.RandomState(33).uniform(6, 14, n_items).round(3)
@@ -171,10 +172,8 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
             lead_time=lead_time,
             lost_sales=lost_sales,
         )
-        self.n_items = n_items
-        no_order, order = [[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items
         super().__init__(
-            action_bounds=np.array([no_order, order]),
+            action_bounds=np.array([[[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items]),  # no order, order
             observation_size=n_items * (lead_time + 3),
             horizon=horizon,
             action_scale=lot_size(self.params),
@@ -238,6 +237,12 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
         from hybrid_envs.solvers.inventory import best_classical  # the solvers import this module
 
         return None if self.params.lost_sales else best_classical(self)
+
+    def policy_figure(self, policy: PolicyFunction) -> Any:
+        """The (s, S) shape: probability of ordering and order-up-to level against inventory position."""
+        from hybrid_envs.figures import replenishment_figure  # figures import this module
+
+        return replenishment_figure(self, policy)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Inventory position per item, and the cost of each period with the orders marked."""

@@ -6,9 +6,30 @@ import numpy as np
 from gymnasium.error import DependencyNotInstalled
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from hybrid_envs.core import Frame
 
 MAX_LINES = 10
+
+
+def new_figure(width: float, height: float, dpi: float = 100) -> "Figure":
+    """
+    A figure that pyplot does not know, so that it is freed with its last reference.
+
+    :param width: in inches
+    :param height: likewise
+    :param dpi: pixels per inch
+    :raises gymnasium.error.DependencyNotInstalled: if matplotlib is missing
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DependencyNotInstalled('figures need matplotlib: pip install "hybrid-rl-suite[plots]"') from error
+    figure = Figure(figsize=(width, height), dpi=dpi, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def draw_episode(
@@ -25,14 +46,7 @@ def draw_episode(
     :return: RGB, uint8, shape ``(480, 640, 3)``
     :raises gymnasium.error.DependencyNotInstalled: if matplotlib is missing
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyNotInstalled('rendering needs matplotlib: pip install "hybrid-rl-suite[plots]"') from error
-
-    figure = Figure(figsize=(6.4, 4.8), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
+    figure = new_figure(6.4, 4.8)
     state_axes, cost_axes = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
 
     n_lines = series.shape[1]
@@ -60,5 +74,12 @@ def draw_episode(
         state_axes.legend(loc="upper right", fontsize="small")
     state_axes.set_title(f"period {len(frames) - 1} of {horizon}, cost so far {costs.sum():,.1f}")
 
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+    return to_rgb_array(figure)
+
+
+def to_rgb_array(figure: "Figure") -> np.ndarray:
+    """
+    :return: the figure's pixels, uint8, shape ``(height, width, 3)``
+    """
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3].copy()  # type: ignore[attr-defined]

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.core import Frame, HybridEnv, check_array, check_count
+from hybrid_envs.evaluation import PolicyFunction
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.spaces import HybridAction
 
@@ -161,6 +162,12 @@ class HybridSwitchedLQREnv(HybridEnv[SwitchedLQRState]):
         from hybrid_envs.solvers.lqr import SwitchedRiccati  # the solvers import this module
 
         return SwitchedRiccati(self)
+
+    def policy_figure(self, policy: PolicyFunction) -> Any:
+        """The map of modes over the two directions in which modes differ most, and the modes of one episode."""
+        from hybrid_envs.figures import mode_figure  # figures import this module
+
+        return mode_figure(self, policy)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Norm of the state, and the cost of each period with the mode marked."""

@@ -1,20 +1,88 @@
 """Callbacks that watch training."""
 
 import time
+import warnings
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure, HParam
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from hybrid_envs.core import HybridEnv, check_count
-from hybrid_envs.evaluation import Policy, evaluate
+from hybrid_envs.evaluation import Choices, Policy, evaluate
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
+from sb3_hpo.hybrid_ppo import HybridPPO
+
+TENSORBOARD_ONLY = ("stdout", "log", "json", "csv")
+"""The formats of SB3's logger that hold neither figures nor hyperparameters."""
+METRICS = ("eval/cost", "eval/optimality_gap", "eval/mean_reward", "rollout/ep_rew_mean")
 
 
-class CostCallback(BaseCallback):
+def simulated_problem(callback: BaseCallback) -> HybridEnv:
+    """
+    :return: the problem that the callback's model is trained on
+    :raises TypeError: if it is no HybridEnv
+    """
+    env = callback.training_env.get_attr("unwrapped")[0]
+    if not isinstance(env, HybridEnv):
+        raise TypeError(f"{type(callback).__name__} simulates; {env} is not a hybrid_envs.HybridEnv")
+    return env
+
+
+class PeriodicCallback(BaseCallback):
+    """
+    Looks at the policy before, during and after training. What it records is logged at once, so that it stands at the step
+    that it belongs to; at the end of training, so is what SB3 has recorded of the last update and would not log any more.
+
+    :param env: the problem to look at it on; that of the training unless given
+    :param every: environment steps between looks
+    """
+
+    def __init__(self, env: HybridEnv | None = None, every: int = 100_000):
+        super().__init__()
+        self.eval_env, self.every = env, check_count("every", every)
+        self.steps: list[int] = []
+
+    @property
+    def problem(self) -> HybridEnv:
+        """
+        :raises TypeError: if none was given, and that of the training is no HybridEnv
+        """
+        return simulated_problem(self) if self.eval_env is None else self.eval_env
+
+    @abstractmethod
+    def look(self) -> None:
+        """Record what is to be logged of the present policy."""
+
+    def _on_rollout_start(self) -> None:
+        if not self.steps or self.num_timesteps - self.steps[-1] >= self.every:
+            self._look()
+
+    def _on_training_end(self) -> None:
+        if self.steps and self.steps[-1] != self.num_timesteps:  # RL Zoo announces the end once more, even of a failed start
+            self._look()
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _look(self) -> None:
+        self.steps.append(self.num_timesteps)
+        self.look()
+        self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
+        self.logger.dump(self.num_timesteps)
+
+    def scaled(self, observation: np.ndarray) -> Any:
+        """The observation as the model knows it, which under VecNormalize is the scaled one."""
+        normalizer = self.model.get_vec_normalize_env()
+        return observation if normalizer is None else normalizer.normalize_obs(observation)
+
+
+class CostCallback(PeriodicCallback):
     """
     Evaluates the deterministic policy on held-out scenarios before, during and after training, and logs ``eval/cost`` (its
     mean figure of merit) and, where the environment offers a reference policy, ``eval/optimality_gap``: the cost over that of
@@ -22,7 +90,7 @@ class CostCallback(BaseCallback):
 
     The curve is kept in ``steps`` and ``costs``.
 
-    :param env: whose scenarios, figure of merit and reference are used
+    :param env: whose scenarios, figure of merit and reference are used; that of the training unless given
     :param every: environment steps between evaluations
     :param n_scenarios: held-out scenarios
     :param seed: of the scenarios; the same in every evaluation
@@ -32,53 +100,131 @@ class CostCallback(BaseCallback):
 
     def __init__(
         self,
-        env: HybridEnv,
-        every: int,
+        env: HybridEnv | None = None,
+        every: int = 100_000,
         n_scenarios: int = 256,
         seed: int = 10_000,
         gap: bool = True,
         reference: Policy | None = None,
     ):
-        super().__init__()
+        super().__init__(env, every)
         self.reference = reference
-        self.eval_env, self.every = env, check_count("every", every)
         self.n_scenarios, self.seed, self.gap = check_count("n_scenarios", n_scenarios), seed, gap
         self.reference_cost: float | None = None
-        self.steps: list[int] = []
         self.costs: list[float] = []
 
     def _on_training_start(self) -> None:
         if self.gap and self.reference is None:
-            self.reference = self.eval_env.reference_policy()
+            self.reference = self.problem.reference_policy()
         if self.gap and self.reference is not None:
             self.reference_cost = self._cost(self.reference)
 
-    def _on_rollout_start(self) -> None:
-        if not self.steps or self.num_timesteps - self.steps[-1] >= self.every:
-            self._measure()
-
-    def _on_training_end(self) -> None:
-        self._measure()
-
-    def _on_step(self) -> bool:
-        return True
-
     def _cost(self, policy: Policy) -> float:
-        return float(evaluate(self.eval_env, policy, self.n_scenarios, self.seed).mean())
+        return float(evaluate(self.problem, policy, self.n_scenarios, self.seed).mean())
 
     def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The model's action, which under VecNormalize is a function of the scaled observation."""
-        normalizer = self.model.get_vec_normalize_env()
-        return self.model.predict(
-            observation if normalizer is None else normalizer.normalize_obs(observation), *args, **kwargs
-        )
+        return self.model.predict(self.scaled(observation), *args, **kwargs)
 
-    def _measure(self) -> None:
-        self.steps.append(self.num_timesteps)
+    def look(self) -> None:
         self.costs.append(self._cost(self))
         self.logger.record("eval/cost", self.costs[-1])
         if self.reference_cost is not None:
             self.logger.record("eval/optimality_gap", self.costs[-1] / self.reference_cost - 1)
+
+
+class PolicyFigureCallback(PeriodicCallback):
+    """
+    Logs the problem's own picture of the policy, :meth:`HybridEnv.policy_figure`, as the image ``eval/policy`` in TensorBoard.
+
+    :param env: the problem that draws; that of the training unless given
+    :param every: environment steps between figures
+    """
+
+    def look(self) -> None:
+        figure = self.problem.policy_figure(self.choices)
+        if figure is None:
+            warnings.warn(f"{self.problem.name} has no policy_figure to log", stacklevel=2)
+        else:
+            self.logger.record("eval/policy", Figure(figure, close=True), exclude=TENSORBOARD_ONLY)
+
+    def choices(self, observation: np.ndarray) -> Choices:
+        """
+        The model's :data:`~hybrid_envs.evaluation.PolicyFunction`.
+
+        :param observation: as the environment gives it, shape ``(batch, d)``
+        """
+        policy = cast(HybridPPO, self.model).policy
+        policy.set_training_mode(False)
+        obs, _ = policy.obs_to_tensor(self.scaled(observation))
+        with torch.no_grad():
+            probabilities, points = policy.regime_logits(obs).softmax(dim=1), policy.candidates(obs)
+        return Choices(probabilities.cpu().numpy(), points.cpu().numpy())
+
+
+class HParamCallback(BaseCallback):
+    """
+    Logs the hyperparameters of the algorithm and the arguments of the environment to TensorBoard's tab HPARAMS, which compares
+    runs by them.
+
+    :param metrics: tags of scalars whose last values the tab shows beside them, as far as the run logs them
+    """
+
+    def __init__(self, metrics: Sequence[str] = METRICS):
+        super().__init__()
+        self.metrics = tuple(metrics)
+
+    def _on_training_start(self) -> None:
+        # The values are placeholders: the tab reads the scalars of these names.
+        hparams = HParam(hyperparameters(cast(HybridPPO, self.model)), dict.fromkeys(self.metrics, 0.0))
+        self.logger.record("hparams", hparams, exclude=TENSORBOARD_ONLY)
+
+    def _on_step(self) -> bool:
+        return True
+
+
+def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
+    """
+    :return: the hyperparameters of the algorithm and the arguments of the environment. Every run has the same names with
+        values of the same types, since TensorBoard lets one of the runs state the columns of all: what an algorithm has not
+        is stated as what it amounts to, and what may be a number or not is text
+    """
+    assert model.env is not None
+    spec, unwrapped = model.env.get_attr("spec")[0], model.env.get_attr("unwrapped")[0]
+    numbers = ("n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "vf_coef")
+    rates = getattr(model, "component_learning_rates", {})
+    texts = {
+        "algo": type(model).__name__,
+        "env": type(unwrapped).__name__ if spec is None else spec.id,
+        "env_kwargs": "" if spec is None else ", ".join(f"{name}={value}" for name, value in spec.kwargs.items()),
+        "seed": model.seed,
+        "learning_rate": model.learning_rate,
+        "continuous_learning_rate": rates.get("continuous", model.learning_rate),
+        "value_learning_rate": rates.get("value", model.learning_rate),
+        "ent_coef": model.ent_coef_schedule,
+        "clip_range": model.clip_range,
+        "target_kl": model.target_kl,
+        "max_grad_norm": getattr(model, "component_max_grad_norm", model.max_grad_norm),
+        "cross_term": getattr(model, "cross_term", False),
+        "normalize_reward": getattr(model, "normalize_reward", False),
+        "net_arch": model.policy.net_arch,
+        "linear_path": ", ".join(model.policy.linear_path),
+    }
+    values: dict[str, float | str] = {name: float(getattr(model, name)) for name in numbers}
+    values["pathwise_weight"] = float(getattr(model, "pathwise_weight", 0.0))
+    return values | {name: in_words(value) for name, value in texts.items()}
+
+
+def in_words(value: Any) -> str:
+    """
+    :return: a schedule in RL Zoo's notation where it has one, and anything else as Python writes it
+    """
+    schedule = value.value_schedule if isinstance(value, FloatSchedule) else value
+    if isinstance(schedule, ConstantSchedule):
+        return f"{schedule.val:g}"
+    if isinstance(schedule, LinearSchedule) and (schedule.end, schedule.end_fraction) == (0.0, 1.0):
+        return f"lin_{schedule.start:g}"
+    return str(schedule)
 
 
 class GradientQualityCallback(BaseCallback):
@@ -125,13 +271,10 @@ class GradientQualityCallback(BaseCallback):
         :raises TypeError: if the environment is no HybridEnv
         :raises ValueError: under VecNormalize, whose observations the simulated policy would not see
         """
-        env = self.training_env.get_attr("unwrapped")[0]
-        if not isinstance(env, HybridEnv):
-            raise TypeError(f"gradients are measured by simulation; {env} is not a hybrid_envs.HybridEnv")
+        self.env = simulated_problem(self)
         normalizer = unwrap_vec_normalize(self.training_env)
         if normalizer is not None and normalizer.norm_obs:
             raise ValueError("gradient quality cannot be measured under VecNormalize(norm_obs=True)")
-        self.env = env
 
     def _on_rollout_start(self) -> None:
         # At the start of a rollout no graph of the training is alive, so that memory is not needed twice.
