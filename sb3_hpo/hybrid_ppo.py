@@ -9,6 +9,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
+from typing_extensions import Self
 
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
@@ -98,6 +99,13 @@ class HybridPPO(PPO, TupleActions):
         if self.env is not None:
             self.policy_kwargs = geometry(self.env) | self.policy_kwargs
         super()._setup_model()
+
+    @classmethod
+    def load(cls, path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
+        # SB3 writes the arguments given here into attributes of their names; this one's is derived from a schedule.
+        if "ent_coef" in kwargs:
+            kwargs["ent_coef_schedule"] = make_schedule("ent_coef", kwargs.pop("ent_coef"))
+        return super().load(path, env, *args, **kwargs)
 
     def train(self) -> None:
         self.ent_coef = self.ent_coef_schedule(self._current_progress_remaining)

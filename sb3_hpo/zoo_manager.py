@@ -4,6 +4,7 @@ import argparse
 import inspect
 import math
 import os
+import time
 import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -20,6 +21,7 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -173,16 +175,24 @@ class ZooManager(ExperimentManager):
             raise ValueError(f"{self.config}: n_timesteps must be a number >= 1, got {n_timesteps!r}")
         for key in RATES:
             if isinstance(hyperparams.get(key), str):
-                make_schedule(key, hyperparams[key])
+                try:
+                    make_schedule(key, hyperparams[key])
+                except ValueError as error:
+                    raise ValueError(
+                        f"{error}; to YAML, a number without a point, like 3e-4, is text: write 3.0e-4"
+                    ) from error
         return hyperparams, saved
 
     def _preprocess_hyperparams(
         self, hyperparams: dict[str, Any]
     ) -> tuple[dict[str, Any], Callable[..., Any] | None, list[BaseCallback], Callable[..., Any] | None]:
         try:
-            return super()._preprocess_hyperparams(hyperparams)
+            processed = super()._preprocess_hyperparams(hyperparams)
         except AttributeError as error:  # a policy, wrapper or callback that its module does not have
             raise ValueError(f"{self.config}: {error}") from error
+        if self._eval_env_kwargs_args is None:  # rl_zoo3 would forget the config's
+            self.eval_env_kwargs = self.env_kwargs
+        return processed
 
     def create_log_folder(self) -> None:
         super().create_log_folder()
@@ -198,7 +208,9 @@ class ZooManager(ExperimentManager):
         if not issubclass(ALGOS[self.algo], HPO):
             return super().create_envs(n_envs, eval_env, no_log)
         if self.monitor_kwargs.get("info_keywords"):
-            raise ValueError(f"monitor_kwargs: HPO's simulation has no {self.monitor_kwargs['info_keywords']} in its infos")
+            raise ValueError(
+                f"monitor_kwargs: HPO's simulation has no info_keywords, got {self.monitor_kwargs['info_keywords']}"
+            )
         make_copies = self.vec_env_class
         log = None if eval_env or no_log else os.path.join(self.save_path, "0")
 
@@ -222,6 +234,11 @@ class ZooManager(ExperimentManager):
         super()._save_config(saved_hyperparams)
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", vars(self.args))):
             Path(self.params_path, name).write_text(yaml.dump(dict(content), Dumper=PlainDumper), encoding="utf-8")
+
+    def hyperparameters_optimization(self) -> None:
+        if self.storage is not None and not self.storage.endswith(".log"):
+            open_database(self.storage)
+        super().hyperparameters_optimization()
 
     def objective(self, trial: optuna.Trial) -> float:
         try:
@@ -274,6 +291,8 @@ class SavedRun:
         """
         :raises ValueError: if the model cannot act in the environment
         """
+        # record_video.py would forget the config's
+        options["env_kwargs"] = options["hyperparams"].get("env_kwargs", {}) | options["env_kwargs"]
         env = create_test_env(*args, **options)
         check_model(self.path, self.algo, env)
         return env
@@ -300,6 +319,23 @@ PlainLoader.add_constructor(
     lambda loader, node: loader.construct_sequence(node, deep=True),
 )
 PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node, deep=True))
+
+
+def open_database(url: str) -> None:
+    """
+    Open an Optuna database, and make its tables if it is new. Of processes that start together, one makes them; the others
+    fail once, and find them at the next attempt.
+
+    :raises ValueError: if the URL is none, or the database cannot be opened
+    """
+    for attempt in range(5):
+        try:
+            optuna.storages.RDBStorage(url)
+            return
+        except SQLAlchemyError as error:
+            if attempt == 4 or not isinstance(error, OperationalError):
+                raise ValueError(f"--storage {url} is neither a journal file (*.log) nor a database: {error}") from error
+            time.sleep(0.5)
 
 
 class PlainDumper(yaml.SafeDumper):
