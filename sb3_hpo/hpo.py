@@ -319,8 +319,17 @@ class HPO(HybridPPO):
 
     @classmethod
     def load(cls, path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
+        data, _, _ = load_from_zip_file(path, custom_objects=kwargs.get("custom_objects"))
+        assert data is not None
         if env is not None and not isinstance(env, VecEnv):
-            data, _, _ = load_from_zip_file(path)
-            assert data is not None
             env = simulated(env, data["n_envs"])
-        return super().load(path, env, *args, **kwargs)
+        if "max_grad_norm" in kwargs:
+            kwargs["component_max_grad_norm"] = kwargs.pop("max_grad_norm")
+        rates = dict(data.get("component_learning_rates", {}))
+        for name in ("continuous", "value"):
+            if f"{name}_learning_rate" in kwargs:
+                rate = kwargs.pop(f"{name}_learning_rate")
+                rates.pop(name, None)
+                if rate is not None:
+                    rates[name] = make_schedule(f"{name}_learning_rate", rate)
+        return super().load(path, env, *args, **kwargs, component_learning_rates=rates)

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
+from typing_extensions import Self
 
 from hybrid_envs.spaces import packed_size
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
@@ -136,6 +137,13 @@ class HybridPPO(PPO, TupleActions):
         As the policy's :meth:`~sb3_hpo.policies.HybridActorCriticPolicy.predict`.
         """
         return self.policy.predict(observation, state, episode_start, deterministic, action_masks)
+
+    @classmethod
+    def load(cls, path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
+        # SB3 writes the arguments given here into attributes of their names; this one's is derived from a schedule.
+        if "ent_coef" in kwargs:
+            kwargs["ent_coef_schedule"] = make_schedule("ent_coef", kwargs.pop("ent_coef"))
+        return super().load(path, env, *args, **kwargs)
 
     def train(self) -> None:
         self.ent_coef = self.ent_coef_schedule(self._current_progress_remaining)

@@ -1,0 +1,210 @@
+"""
+The console script ``sb3-hpo``: the RL Zoo's own commands, with HPO and HybridPPO among its algorithms.
+
+Nothing of the RL Zoo is copied. Its functions run with a few of their names replaced: the experiment manager, the parser, and
+what reads a saved run.
+"""
+
+import argparse
+import contextlib
+import importlib
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from typing import Any, NamedTuple, NoReturn
+
+BUGS = (NameError, AttributeError, LookupError, ArithmeticError)
+"""Errors that speak of a mistake in a program, not in what it was given: they keep their traceback."""
+
+
+def fail(message: object) -> NoReturn:
+    """End with one line on stderr and exit code 2."""
+    print("sb3-hpo: error:", *str(message).split(), file=sys.stderr)
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
+    """For the time of a ``with`` block, other values of an object's attributes."""
+    before = {name: getattr(owner, name) for name in values}
+    try:
+        for name, value in values.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+parsed = argparse.Namespace()
+"""The command line as rl_zoo3's parser has read it."""
+_parse_args = argparse.ArgumentParser.parse_args
+
+
+def parse_args(self: argparse.ArgumentParser, *args: Any, **options: Any) -> Any:
+    """As ``ArgumentParser.parse_args``, with the flags that are ours; checks a few values that rl_zoo3 would not name."""
+    self.prog = sys.argv[0]
+    for flag, settings in COMMANDS[self.prog.split()[1]].flags.items():
+        self.add_argument(flag, **settings)
+    values = _parse_args(self, *args, **options)
+    model = getattr(values, "trained_agent", "")
+    if model and not (model.endswith(".zip") and os.path.isfile(model)):
+        self.error(f"--trained-agent: there is no model file {model!r} (it must end in .zip)")
+    for module in getattr(values, "gym_packages", []):
+        importlib.import_module(module)
+    vars(parsed).update(vars(values))
+    return values
+
+
+def complain(self: argparse.ArgumentParser, message: str) -> NoReturn:
+    """As ``ArgumentParser.error``, in one line, with the nearest flag for one that does not exist."""
+    if message.startswith("unrecognized arguments: -"):
+        unknown = message.split()[2]
+        nearest = get_close_matches(unknown, self._option_string_actions, n=1)
+        message = f"unknown flag {unknown}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    fail(f"{message} ({self.prog} --help lists the flags)")
+
+
+def train() -> None:
+    import rl_zoo3.train
+
+    from sb3_hpo.zoo_manager import StoreValues, ZooManager
+
+    with replaced(rl_zoo3.train, ExperimentManager=ZooManager, StoreDict=StoreValues):
+        rl_zoo3.train.train()
+
+
+def tune() -> None:
+    sys.argv.insert(1, "--optimize-hyperparameters")
+    train()
+
+
+def enjoy() -> None:
+    import rl_zoo3.enjoy
+
+    from sb3_hpo.zoo_manager import SavedRun, StoreValues
+
+    run = SavedRun()
+    with replaced(
+        rl_zoo3.enjoy, get_model_path=run.get_model_path, create_test_env=run.create_test_env, StoreDict=StoreValues
+    ):
+        rl_zoo3.enjoy.enjoy()
+
+
+def record() -> None:
+    import rl_zoo3.utils
+
+    from sb3_hpo.zoo_manager import SavedRun, StoreValues
+
+    run = SavedRun()
+    with replaced(
+        rl_zoo3.utils, get_model_path=run.get_model_path, create_test_env=run.create_test_env, StoreDict=StoreValues
+    ):
+        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+
+
+def plot() -> None:
+    try:
+        import rliable.library  # noqa: F401
+    except TypeError:  # its dependency arch fails so on pandas 3; without rliable, rl_zoo3 draws all but rliable's own plots
+        sys.modules["rliable"] = None  # type: ignore[assignment]
+    except ImportError:
+        pass
+    from matplotlib import pyplot
+    from rl_zoo3 import plots
+
+    kinds = {"train": plots.plot_train, "from-file": plots.plot_from_file, "all": plots.all_plots}
+    kind = sys.argv.pop(1) if sys.argv[1:] and sys.argv[1] in kinds else "train"
+    show = pyplot.show
+
+    def save_or_show() -> None:
+        if parsed.save:
+            pyplot.savefig(parsed.save)
+        else:
+            show()
+
+    with replaced(pyplot, show=save_or_show):
+        kinds[kind]()
+
+
+class Command(NamedTuple):
+    """One subcommand: what runs, what it does, and the flags that it has beyond rl_zoo3's."""
+
+    run: Callable[[], None]
+    help: str
+    flags: dict[str, dict[str, Any]] = {}  # noqa: RUF012  never written to
+
+
+ENTRY = {"--entry": {"metavar": "NAME", "help": "entry of the config, such as 'paper' (default: that of the environment)"}}
+COMMANDS = {
+    "train": Command(train, "train an agent, or go on with one (-i)", ENTRY),
+    "tune": Command(tune, "search for hyperparameters with Optuna (train --optimize-hyperparameters)", ENTRY),
+    "enjoy": Command(enjoy, "watch and score a trained agent"),
+    "record": Command(
+        record,
+        "write a video of a trained agent",
+        {"--gym-packages": {"nargs": "+", "default": [], "help": "Additional modules to import, which register environments"}},
+    ),
+    "plot": Command(
+        plot,
+        "plot the training rewards of runs (plot train); plot from-file and plot all: rl_zoo3's other plots",
+        {"--save": {"metavar": "FILE", "help": "write the figure to this file instead of showing it"}},
+    ),
+}
+
+
+def usage() -> str:
+    commands = "\n".join(f"  {name:8}{command.help}" for name, command in COMMANDS.items())
+    return f"""usage: sb3-hpo COMMAND ...
+
+The RL Zoo with HPO and HybridPPO (--algo hpo, --algo hybrid_ppo).
+
+{commands}
+
+sb3-hpo COMMAND --help lists the flags: rl_zoo3's own, and last those of ours."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """
+    :param argv: the command line after the program's name; that of the process unless given
+    :raises SystemExit: with code 2 and one line on stderr, for whatever is wrong with the input
+    """
+    name, *rest = (sys.argv[1:] if argv is None else argv) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return
+    if name not in COMMANDS:
+        fail(f"there is no command {name!r}; there are {', '.join(COMMANDS)}")
+    sys.path.append(os.getcwd())  # where --gym-packages finds a module of the user's, as with python -m
+    try:
+        with (
+            replaced(sys, argv=[f"sb3-hpo {name}", *rest]),
+            replaced(argparse.ArgumentParser, parse_args=parse_args, error=complain),
+        ):
+            COMMANDS[name].run()
+    except BUGS:
+        raise
+    except ImportError as error:
+        missing = str(error.name).split(".")[0]
+        fail(f"{error}" + ('; try: pip install "hybrid-rl-suite[zoo]"' if missing in ("rl_zoo3", "optuna") else ""))
+    except Exception as error:
+        if in_training(error):
+            raise
+        fail(f"{error.strerror}: {error.filename}" if isinstance(error, OSError) and error.filename else error)
+
+
+def in_training(error: Exception) -> bool:
+    """
+    :return: whether the error was raised while a model learned, where only a traceback says what went wrong
+    """
+    from rl_zoo3.exp_manager import ExperimentManager
+
+    learning = {ExperimentManager.learn.__code__, ExperimentManager.objective.__code__}
+    return any(frame.f_code in learning for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
+if __name__ == "__main__":
+    main()

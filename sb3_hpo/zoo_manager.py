@@ -1,0 +1,348 @@
+"""rl_zoo3's experiment manager, taught HPO and HybridPPO; importing it registers both with rl_zoo3."""
+
+import argparse
+import inspect
+import math
+import os
+import time
+import warnings
+from collections.abc import Callable
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import optuna
+import yaml
+from gymnasium.envs.registration import load_env_creator
+from huggingface_sb3 import EnvironmentName
+from rl_zoo3.exp_manager import ExperimentManager
+from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
+from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+
+from hybrid_envs.core import HybridEnv, check_count
+from sb3_hpo.hpo import HPO
+from sb3_hpo.hybrid_ppo import HybridPPO, make_schedule
+from sb3_hpo.vec_env import simulated
+from sb3_hpo.zoo_search import convert_params, sample_hpo_params, sample_hybrid_ppo_params
+
+OWN: dict[str, type[HybridPPO]] = {"hpo": HPO, "hybrid_ppo": HybridPPO}
+ALGOS.update(OWN)
+HYPERPARAMS_SAMPLER.update({"hpo": sample_hpo_params, "hybrid_ppo": sample_hybrid_ppo_params})
+HYPERPARAMS_CONVERTER.update({"hpo": convert_params, "hybrid_ppo": convert_params})
+
+ZOO_KEYS = {"n_envs", "n_timesteps", "normalize", "frame_stack", "callback", "env_wrapper", "vec_env_wrapper"}
+ZOO_KEYS |= {"policy_kwargs", "monitor_kwargs", "env_kwargs", "noise_type", "noise_std"}
+"""The config keys that rl_zoo3 itself understands; all others go to the algorithm's constructor."""
+FLAG_KEYS = {"env": "--env", "seed": "--seed", "device": "--device", "verbose": "--verbose", "tensorboard_log": "-tb"}
+"""Constructor arguments that rl_zoo3 fills from the command line, so that a config may not."""
+RATES = ("learning_rate", "clip_range", "clip_range_vf", "continuous_learning_rate", "value_learning_rate", "ent_coef")
+
+
+def default_config(algo: str, env_id: str) -> str | None:
+    """
+    :return: the config that comes with this package; ``None`` where rl_zoo3's own is meant: for its algorithms on
+        environments that are not hybrid, and for algorithms of which this package has no config
+    """
+    config = files("zoo_configs") / f"{algo}.yml"
+    return str(config) if config.is_file() and (algo in OWN or _is_hybrid(env_id)) else None
+
+
+def _is_hybrid(env_id: str) -> bool:
+    creator: Any = gym.spec(env_id).entry_point
+    if isinstance(creator, str):
+        creator = load_env_creator(creator)
+    return isinstance(creator, type) and issubclass(creator, HybridEnv)
+
+
+def read_entries(path: str) -> dict[str, Any]:
+    """
+    :param path: a config in RL Zoo's format
+    :return: its entries by name
+    :raises OSError: if the file cannot be read
+    :raises ValueError: if it is not YAML, not plain YAML, or no mapping of names to mappings
+    """
+    with open(path, encoding="utf-8") as file:
+        try:
+            entries = yaml.safe_load(file)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not plain YAML: {error}") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} must map environment ids to hyperparameters, got {type(entries).__name__}")
+    for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise ValueError(f"{path}: the entry {name!r} must map names to values, got {entry!r}")
+    return entries
+
+
+def check_keys(algo: str, hyperparams: dict[str, Any]) -> None:
+    """
+    :param algo: a key of rl_zoo3's ``ALGOS``
+    :param hyperparams: of a config, before rl_zoo3 takes out its own
+    :raises ValueError: for a key that neither rl_zoo3 nor the algorithm knows, naming the nearest that they do
+    """
+    known = set(ZOO_KEYS)
+    for cls in ALGOS[algo].__mro__:
+        parameters = inspect.signature(cls).parameters.values()
+        known.update(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break  # hands no further arguments on to its base
+    known -= {"n_scenarios", "_init_setup_model", *FLAG_KEYS}
+    for key in hyperparams:
+        if key in FLAG_KEYS:
+            raise ValueError(f"{key!r} is no hyperparameter of a config; it is set by the flag {FLAG_KEYS[key]}")
+        if key == "n_scenarios":
+            raise ValueError("in a config the number of scenarios is n_envs, not 'n_scenarios'")
+        if key not in known:
+            nearest = get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{algo} knows no hyperparameter {key!r}; the nearest known name is {nearest!r}")
+
+
+def check_model(path: str, algo: str, env: VecEnv) -> None:
+    """
+    :param path: of a saved model; the file must be trusted, as SB3 keeps pickles in it
+    :param algo: that should load it
+    :param env: that it should act in
+    :raises ValueError: naming the file, if it is not a whole model, or that of another algorithm or environment
+    """
+    try:
+        # Fewer things can fail to unpickle if what loading replaces anyway is left out.
+        data, parameters, _ = load_from_zip_file(path, device="cpu", custom_objects={"lr_schedule": None, "clip_range": None})
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever a damaged archive, pickle or tensor file raises
+        raise ValueError(f"{path} is not a whole model file: {error}") from error
+    if not parameters or not data or not {"policy_class", "observation_space", "action_space"} <= set(data):
+        raise ValueError(f"{path} is not a whole model file: parameters, policy class or spaces are missing")
+    policies = tuple(set(ALGOS[algo].policy_aliases.values()))
+    if not issubclass(data["policy_class"], policies):
+        raise ValueError(f"{path} is no model of {algo}: its policy is a {data['policy_class'].__name__}")
+    for name in ("observation_space", "action_space"):
+        if data[name] != getattr(env, name):
+            raise ValueError(
+                f"{path} was trained on another environment: its {name} is {data[name]}, this one's {getattr(env, name)}"
+            )
+
+
+class ZooManager(ExperimentManager):
+    """
+    rl_zoo3's experiment manager, for all its algorithms and for HPO and HybridPPO.
+
+    - The configs of this package are found, one of their entries can be chosen by name (``args.entry``), and a key that nobody
+      knows is refused.
+    - HPO trains on one batched simulation of ``n_envs`` scenarios, whose episodes are written to ``0.monitor.csv``.
+    - ``config.yml`` and ``args.yml`` are plain YAML.
+
+    :param args: the parsed command line
+    :param algo: a key of rl_zoo3's ``ALGOS``
+    :param env_id: a registered id
+    :param options: as rl_zoo3's
+    """
+
+    def __init__(self, args: argparse.Namespace, algo: str, env_id: str, *rest: Any, **options: Any):
+        options["config"] = options["config"] or default_config(algo, env_id)
+        super().__init__(args, algo, env_id, *rest, **options)
+        self.entry: str | None = getattr(args, "entry", None)
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """
+        :raises ValueError: for a config that is not plain YAML, an entry that it does not have, a key that nobody knows, or a
+            value that cannot be meant
+        """
+        if self.config.endswith((".yml", ".yaml")):
+            entries = read_entries(self.config)
+            if self.entry is not None and self.entry not in entries:
+                raise ValueError(f"{self.config} has no entry {self.entry!r}; it has {', '.join(map(str, entries))}")
+        elif self.entry is not None:
+            raise ValueError(f"--entry chooses from a YAML file; {self.config} is none")
+        env_name = self.env_name
+        try:
+            self.env_name = EnvironmentName(self.entry or env_name.gym_id)  # the name under which the config is searched
+            hyperparams, saved = super().read_hyperparameters()
+        finally:
+            self.env_name = env_name
+        check_keys(self.algo, hyperparams)
+        check_count("n_envs", hyperparams.get("n_envs", 1))
+        n_timesteps = hyperparams.get("n_timesteps")
+        if not isinstance(n_timesteps, int | float) or not 1 <= n_timesteps < math.inf:
+            raise ValueError(f"{self.config}: n_timesteps must be a number >= 1, got {n_timesteps!r}")
+        for key in RATES:
+            if isinstance(hyperparams.get(key), str):
+                try:
+                    make_schedule(key, hyperparams[key])
+                except ValueError as error:
+                    raise ValueError(
+                        f"{error}; to YAML, a number without a point, like 3e-4, is text: write 3.0e-4"
+                    ) from error
+        return hyperparams, saved
+
+    def _preprocess_hyperparams(
+        self, hyperparams: dict[str, Any]
+    ) -> tuple[dict[str, Any], Callable[..., Any] | None, list[BaseCallback], Callable[..., Any] | None]:
+        try:
+            processed = super()._preprocess_hyperparams(hyperparams)
+        except AttributeError as error:  # a policy, wrapper or callback that its module does not have
+            raise ValueError(f"{self.config}: {error}") from error
+        if self._eval_env_kwargs_args is None:  # rl_zoo3 would forget the config's
+            self.eval_env_kwargs = self.env_kwargs
+        return processed
+
+    def create_log_folder(self) -> None:
+        super().create_log_folder()
+        for folder in (self.tensorboard_log, self.optimization_log_path):
+            if folder:  # rl_zoo3 would notice that it cannot write there after training has begun
+                os.makedirs(folder, exist_ok=True)
+
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """
+        For HPO's training, one simulation of ``n_envs`` scenarios stands in the place of so many copies. A VecMonitor does the
+        work of their Monitors; evaluation environments have one too, because SB3 compares the wrappers of both.
+        """
+        if not issubclass(ALGOS[self.algo], HPO):
+            return super().create_envs(n_envs, eval_env, no_log)
+        if self.monitor_kwargs.get("info_keywords"):
+            raise ValueError(
+                f"monitor_kwargs: HPO's simulation has no info_keywords, got {self.monitor_kwargs['info_keywords']}"
+            )
+        make_copies = self.vec_env_class
+        log = None if eval_env or no_log else os.path.join(self.save_path, "0")
+
+        def simulate(env_fns: list[Callable[[], gym.Env]], **options: Any) -> VecEnv:
+            venv = make_copies(env_fns, **options) if eval_env else simulated(env_fns[0](), len(env_fns))
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="The environment is already wrapped with a `Monitor`")
+                return VecMonitor(venv, log)
+
+        try:
+            self.vec_env_class = simulate  # type: ignore[assignment]  # rl_zoo3 only calls it
+            return super().create_envs(n_envs, eval_env, no_log=True)
+        finally:
+            self.vec_env_class = make_copies
+
+    def _load_pretrained_agent(self, hyperparams: dict[str, Any], env: VecEnv) -> BaseAlgorithm:
+        check_model(self.trained_agent, self.algo, env)
+        return super()._load_pretrained_agent(hyperparams, env)
+
+    def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        super()._save_config(saved_hyperparams)
+        for name, content in (("config.yml", saved_hyperparams), ("args.yml", vars(self.args))):
+            Path(self.params_path, name).write_text(yaml.dump(dict(content), Dumper=PlainDumper), encoding="utf-8")
+
+    def hyperparameters_optimization(self) -> None:
+        if self.storage is not None and not self.storage.endswith(".log"):
+            open_database(self.storage)
+        super().hyperparameters_optimization()
+
+    def objective(self, trial: optuna.Trial) -> float:
+        try:
+            return super().objective(trial)
+        except FloatingPointError as error:  # how HPO says that the sampled hyperparameters diverge
+            raise optuna.TrialPruned(str(error)) from error
+
+
+class StoreValues(StoreDict):
+    """rl_zoo3's ``NAME:VALUE ...`` with VALUE in Python, saying which one is none."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        for value in values:
+            try:
+                super().__call__(parser, argparse.Namespace(), [value], option_string)
+            except Exception as error:  # VALUE is code, which can raise anything
+                parser.error(f"{option_string}: {value!r} is not NAME:VALUE with VALUE in Python ({error})")
+        super().__call__(parser, namespace, values, option_string)
+
+
+class SavedRun:
+    """
+    The run folder that ``enjoy`` and ``record`` look at, checked before rl_zoo3 reads it: its two methods stand in for the
+    functions of rl_zoo3 of the same names, which are called in this order.
+    """
+
+    def get_model_path(
+        self, exp_id: int, folder: str, algo: str, env_name: EnvironmentName, *rest: Any
+    ) -> tuple[str, str, str]:
+        """
+        :raises ValueError: for an unknown environment, or a run folder whose YAML holds more than plain data, which rl_zoo3
+            would run
+        :raises FileNotFoundError: if HPO or HybridPPO has no such run
+        """
+        if env_name.gym_id not in gym.registry:
+            nearest = get_close_matches(env_name.gym_id, gym.registry, n=1, cutoff=0.0)[0]
+            raise ValueError(f"there is no environment {env_name.gym_id!r}; the nearest id is {nearest!r}")
+        try:
+            prefix, self.path, run_folder = get_model_path(exp_id, folder, algo, env_name, *rest)
+        except (AssertionError, ValueError) as error:
+            if algo in OWN:  # other algorithms' models are then looked for on rl_zoo3's hub
+                raise FileNotFoundError(f"{error} (in --folder {folder})") from error
+            raise
+        self.algo = algo
+        for name in ("config.yml", "args.yml"):
+            require_plain(Path(run_folder, env_name, name))
+        return prefix, self.path, run_folder
+
+    def create_test_env(self, *args: Any, **options: Any) -> VecEnv:
+        """
+        :raises ValueError: if the model cannot act in the environment
+        """
+        # record_video.py would forget the config's
+        options["env_kwargs"] = options["hyperparams"].get("env_kwargs", {}) | options["env_kwargs"]
+        env = create_test_env(*args, **options)
+        check_model(self.path, self.algo, env)
+        return env
+
+
+def require_plain(path: Path) -> None:
+    """
+    :param path: a YAML file, or none
+    :raises ValueError: if reading it could do more than make plain data
+    """
+    if path.is_file():
+        try:
+            yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not plain YAML, and reading it might run code: {error}") from error
+
+
+class PlainLoader(yaml.SafeLoader):
+    """A safe loader that also knows the ordered mappings which rl_zoo3 itself writes."""
+
+
+PlainLoader.add_constructor(
+    "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
+    lambda loader, node: loader.construct_sequence(node, deep=True),
+)
+PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node, deep=True))
+
+
+def open_database(url: str) -> None:
+    """
+    Open an Optuna database, and make its tables if it is new. Of processes that start together, one makes them; the others
+    fail once, and find them at the next attempt.
+
+    :raises ValueError: if the URL is none, or the database cannot be opened
+    """
+    for attempt in range(5):
+        try:
+            optuna.storages.RDBStorage(url)
+            return
+        except SQLAlchemyError as error:
+            if attempt == 4 or not isinstance(error, OperationalError):
+                raise ValueError(f"--storage {url} is neither a journal file (*.log) nor a database: {error}") from error
+            time.sleep(0.5)
+
+
+class PlainDumper(yaml.SafeDumper):
+    """Writes what a command line can hold without Python's tags: arrays as lists, classes by their names."""
+
+
+PlainDumper.add_multi_representer(dict, PlainDumper.represent_dict)
+PlainDumper.add_multi_representer(np.ndarray, lambda dumper, value: dumper.represent_data(value.tolist()))
+PlainDumper.add_multi_representer(np.generic, lambda dumper, value: dumper.represent_data(value.item()))
+PlainDumper.add_multi_representer(type, lambda dumper, value: dumper.represent_str(f"{value.__module__}.{value.__qualname__}"))

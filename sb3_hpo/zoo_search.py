@@ -1,0 +1,71 @@
+"""The search spaces of ``sb3-hpo tune``, in rl_zoo3's form: samplers, and a converter of what they draw."""
+
+from typing import Any
+
+import optuna
+
+
+def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
+    """
+    :param sampled_params: as a trial keeps them
+    :return: as HPO's and HybridPPO's constructors take them
+    """
+    params = dict(sampled_params)
+    width = params.pop("width")
+    policy_kwargs = {"net_arch": [width, width]}
+    if "log_std_init" in params:
+        policy_kwargs["log_std_init"] = params.pop("log_std_init")
+    for name in ("gamma", "gae_lambda"):
+        params[name] = 1 - params.pop(f"one_minus_{name}")
+    for name in ("continuous_learning_rate", "ent_coef"):
+        if name in params:
+            params[name] = f"lin_{params[name]}"
+    return {**params, "policy_kwargs": policy_kwargs}
+
+
+def _suggest_common(trial: optuna.Trial) -> dict[str, Any]:
+    """What both algorithms share: PPO on the regimes."""
+    return {
+        "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-3, 0.5, log=True),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 1e-3, 0.05, log=True),
+        "one_minus_gae_lambda": trial.suggest_float("one_minus_gae_lambda", 1e-3, 0.2, log=True),
+        "clip_range": trial.suggest_float("clip_range", 0.05, 0.3),
+        "n_epochs": trial.suggest_int("n_epochs", 1, 10),
+        "max_grad_norm": trial.suggest_float("max_grad_norm", 0.5, 10.0, log=True),
+        "width": trial.suggest_categorical("width", [64, 128, 256, 512]),
+    }
+
+
+def sample_hpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]) -> dict[str, Any]:
+    """
+    HPO's search space. The continuous network's rate and the entropy coefficient decay linearly from what is sampled.
+
+    :param trial: that suggests
+    :param n_actions: of no use to hybrid actions, like the arguments that follow
+    :return: arguments of HPO's constructor
+    """
+    return convert_params(
+        {
+            **_suggest_common(trial),
+            "continuous_learning_rate": trial.suggest_float("continuous_learning_rate", 1e-4, 1e-2, log=True),
+            "cross_term": trial.suggest_categorical("cross_term", [True, False, "auto"]),
+        }
+    )
+
+
+def sample_hybrid_ppo_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """
+    HybridPPO's search space, like :func:`sample_hpo_params`.
+
+    :return: arguments of HybridPPO's constructor
+    """
+    return convert_params(
+        {
+            **_suggest_common(trial),
+            "vf_coef": trial.suggest_float("vf_coef", 0.1, 1.0),
+            "log_std_init": trial.suggest_float("log_std_init", -3.0, 0.0),
+        }
+    )

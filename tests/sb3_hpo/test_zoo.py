@@ -1,0 +1,453 @@
+"""``sb3-hpo``: the RL Zoo's commands with HPO, run as a user runs them, and what it says when something is wrong."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import gymnasium as gym
+import imageio_ffmpeg
+import numpy as np
+import optuna
+import pytest
+import torch
+import yaml
+from matplotlib import image, pyplot
+from rl_zoo3 import exp_manager
+from stable_baselines3.common.monitor import load_results
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.utils import parameters_to_vector
+
+from sb3_hpo import HPO, HybridPPO
+from sb3_hpo.zoo import COMMANDS, main
+from sb3_hpo.zoo_manager import OWN, check_keys, default_config, read_entries
+from sb3_hpo.zoo_search import convert_params, sample_hpo_params, sample_hybrid_ppo_params
+
+ROOT = Path(__file__).parent.parent.parent
+ID = "HybridInventory-v0"
+SMALL = {"n_items": 2, "horizon": 5}
+CONFIG = {
+    ID: {
+        "policy": "MlpPolicy",
+        "n_envs": 4,
+        "n_timesteps": 40,
+        "env_kwargs": SMALL,
+        "policy_kwargs": {"net_arch": [8]},
+        "learning_rate": "lin_3e-4",
+    }
+}
+CONFIG["normalised"] = CONFIG[ID] | {"normalize": True}
+
+
+def start(*arguments, cwd, **options):
+    """A process of its own, as the shell would start it, in a folder that is not the project's."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+    command = [sys.executable, "-m", "sb3_hpo.zoo", *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def run(*arguments, cwd):
+    process = start(*arguments, cwd=cwd)
+    output, errors = process.communicate(timeout=300)
+    return process.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where one training run was, with a config of its own and most of the flags that leave something behind."""
+    path = tmp_path_factory.mktemp("zoo")
+    (path / "own.yml").write_text(yaml.safe_dump(CONFIG))
+    code, output, errors = run(
+        *("train", "--algo", "hpo", "--env", ID, "--conf-file", "own.yml", "--seed", 3, "-tb", "tensorboard"),
+        *("--eval-freq", 20, "--save-freq", 20, "--progress", "-params", "gamma:0.9", "ent_coef:'lin_0.02'"),
+        cwd=path,
+    )
+    assert code == 0, errors
+    (path / "output").write_text(output)
+    return path
+
+
+@pytest.fixture
+def saved(folder, tmp_path):
+    """A copy of that folder, to be spoilt."""
+    shutil.copytree(folder / "logs", tmp_path / "logs")
+    shutil.copy(folder / "own.yml", tmp_path)
+    return tmp_path
+
+
+# ---- train -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_the_files_of_the_rl_zoo(folder):
+    run_folder = folder / "logs" / "hpo" / f"{ID}_1"
+    names = {path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*") if path.is_file()}
+    assert names == {
+        *("0.monitor.csv", "best_model.zip", "evaluations.npz", f"{ID}.zip", "rl_model_20_steps.zip", "rl_model_40_steps.zip"),
+        *(f"{ID}/{name}" for name in ("args.yml", "config.yml", "command.txt")),
+    }
+    assert np.load(run_folder / "evaluations.npz")["timesteps"].tolist() == [20, 40]
+    assert np.load(run_folder / "evaluations.npz")["ep_lengths"].tolist() == [[5] * 5] * 2  # the config's env_kwargs, too
+    assert "40/40" in (folder / "output").read_text()  # the progress bar
+
+
+def test_the_config_is_read_overridden_and_saved_as_plain_yaml(folder):
+    run_folder = folder / "logs" / "hpo" / f"{ID}_1" / ID
+    expected = CONFIG[ID] | {"gamma": 0.9, "ent_coef": "lin_0.02"}
+    assert yaml.safe_load((run_folder / "config.yml").read_text()) == expected
+    args = yaml.safe_load((run_folder / "args.yml").read_text())
+    assert (args["algo"], args["env"], args["seed"], args["hyperparams"]["gamma"]) == ("hpo", ID, 3, 0.9)
+    model = HPO.load(folder / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip")
+    assert model.gamma == 0.9
+    assert model.lr_schedule(0.5) == pytest.approx(3e-4 / 2)
+
+
+def test_episodes_of_all_scenarios_are_in_the_monitor_file_and_scalars_in_tensorboard(folder):
+    episodes = load_results(str(folder / "logs" / "hpo" / f"{ID}_1"))
+    assert episodes.l.tolist() == [5] * 8
+    events = EventAccumulator(str(folder / "tensorboard" / ID / "HPO_1")).Reload()
+    means = [scalar.value for scalar in events.Scalars("rollout/ep_rew_mean")]
+    np.testing.assert_allclose(means, [episodes.r[:4].mean(), episodes.r.mean()], rtol=1e-5)
+
+
+def test_training_goes_on_from_a_model_with_the_rates_that_are_given(folder, tmp_path):
+    model = folder / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
+    main(
+        [
+            *("train", "--algo", "hpo", "--env", ID, "--conf-file", str(folder / "own.yml"), "--eval-freq", "-1"),
+            *("-i", str(model), "-f", str(tmp_path), "--verbose", "0"),
+            *("-params", "learning_rate:0.0", "continuous_learning_rate:0.0"),
+        ]
+    )
+    before, after = (HPO.load(path).policy for path in (model, tmp_path / "hpo" / f"{ID}_1" / f"{ID}.zip"))
+    for name in ("discrete", "continuous"):
+        old, new = (parameters_to_vector(policy.component(name).parameters()) for policy in (before, after))
+        assert torch.equal(old, new)
+
+
+def test_further_arguments_of_load_replace_what_was_saved(folder):
+    path = folder / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
+    saved = HPO.load(path)
+    assert saved.ent_coef_schedule(0.5) == pytest.approx(0.01)
+    assert saved.component_learning_rates["continuous"](0.5) == pytest.approx(5e-4)
+    given = HPO.load(path, ent_coef=0.3, continuous_learning_rate=None, value_learning_rate="lin_4e-3", max_grad_norm=2.0)
+    assert given.ent_coef_schedule(0.5) == 0.3
+    assert set(given.component_learning_rates) == {"value"}
+    assert given.component_learning_rates["value"](0.5) == pytest.approx(2e-3)
+    assert (given.component_max_grad_norm, given.max_grad_norm) == (2.0, np.inf)
+
+
+def test_normalised_training_evaluates_and_keeps_its_statistics(folder, tmp_path):
+    arguments = ("train", "--algo", "hpo", "--env", ID, "--conf-file", str(folder / "own.yml"), "--entry", "normalised")
+    main([*arguments, "--eval-freq", "20", "-f", str(tmp_path), "--verbose", "0"])
+    assert (tmp_path / "hpo" / f"{ID}_1" / ID / "vecnormalize.pkl").is_file()
+    main(["enjoy", "--algo", "hpo", "--env", ID, "-f", str(tmp_path), "--no-render", "-n", "5"])
+
+
+def test_the_papers_settings_are_found_by_name_without_a_config_of_ones_own(tmp_path):
+    arguments = ("train", "--algo", "hpo", "--env", ID, "--entry", "paper", "--env-kwargs", "n_items:1", "horizon:2")
+    main([*arguments, "-n", "8", "-params", "n_envs:4", "-f", str(tmp_path), "--eval-freq", "-1", "--verbose", "0"])
+    config = yaml.safe_load((tmp_path / "hpo" / f"{ID}_1" / ID / "config.yml").read_text())
+    assert config["policy_kwargs"] == {"net_arch": [512, 512], "linear_path": []}
+
+
+def test_a_class_given_as_a_hyperparameter_is_saved_by_its_name(folder, tmp_path):
+    arguments = ("train", "--algo", "hpo", "--env", ID, "--conf-file", str(folder / "own.yml"), "--eval-freq", "-1")
+    main([*arguments, "-f", str(tmp_path), "--verbose", "0", "-params", "policy_kwargs:dict(activation_fn=nn.Tanh)"])
+    config = yaml.safe_load((tmp_path / "hpo" / f"{ID}_1" / ID / "config.yml").read_text())
+    assert config["policy_kwargs"] == {"activation_fn": "torch.nn.modules.activation.Tanh"}
+
+
+def test_an_error_while_training_keeps_its_traceback(folder, tmp_path, monkeypatch):
+    (tmp_path / "own_callback.py").write_text(
+        "from stable_baselines3.common.callbacks import BaseCallback\n"
+        "class Failing(BaseCallback):\n"
+        "    def _on_step(self):\n"
+        "        raise ValueError('in the middle')\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    arguments = ("train", "--algo", "hpo", "--env", ID, "--conf-file", str(folder / "own.yml"), "--eval-freq", "-1")
+    with pytest.raises(ValueError, match="in the middle"):
+        main([*arguments, "-f", str(tmp_path), "-params", "callback:'own_callback.Failing'"])
+
+
+# ---- enjoy, record, plot ---------------------------------------------------------------------------------------------
+
+
+def test_enjoy_scores_the_saved_policy(folder):
+    code, output, errors = run("enjoy", "--algo", "hpo", "--env", ID, "-f", "logs", "--no-render", "-n", 10, cwd=folder)
+    assert code == 0, errors
+
+    model = HPO.load(folder / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip")
+    venv = DummyVecEnv([lambda: gym.make(ID, **SMALL)])
+    venv.seed(0)
+    observation, total = venv.reset(), 0.0
+    for _ in range(10):
+        observation, reward, _, _ = venv.step(model.predict(observation, deterministic=True)[0])
+        total += reward[0]
+    assert f"Mean reward: {total / 2:.2f}" in output
+
+
+def test_record_writes_a_video_of_so_many_steps(folder, tmp_path):
+    main(["record", "--algo", "hpo", "--env", ID, "-f", str(folder / "logs"), "-o", str(tmp_path), "-n", "5", "--load-best"])
+    (video,) = tmp_path.glob("*.mp4")
+    frames, _ = imageio_ffmpeg.count_frames_and_secs(str(video))
+    assert frames == 6  # the start, and what each step led to
+
+
+def test_plot_draws_the_curve_of_a_run(folder, tmp_path):
+    for name, window in (("curve.png", 4), ("nothing.png", 9)):  # eight episodes have no mean over nine
+        arguments = ("plot", "-a", "hpo", "-e", ID, "-f", str(folder / "logs"), "-w", str(window))
+        main([*arguments, "--save", str(tmp_path / name)])
+        pyplot.close("all")
+    curve, nothing = (image.imread(tmp_path / name) for name in ("curve.png", "nothing.png"))
+    blue = np.array([76, 114, 176]) / 255  # the first colour of rl_zoo3's plots
+    assert [(np.abs(picture[..., :3] - blue).max(axis=-1) < 0.02).sum() > 100 for picture in (curve, nothing)] == [True, False]
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+
+def complaint(capsys, *arguments):
+    """The one line that a command ends with."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        main([str(argument) for argument in arguments])
+    assert stop.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sb3-hpo: error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_bad_flag_ends_the_process_with_one_line_and_code_2(tmp_path):
+    code, output, errors = run("train", "--algo", "hpo", "--env", ID, "--n-timestepz", 5, cwd=tmp_path)
+    assert (code, output) == (2, "")
+    assert errors.splitlines() == [
+        "sb3-hpo: error: unknown flag --n-timestepz; did you mean --n-timesteps? (sb3-hpo train --help lists the flags)"
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["fly"], "'fly'"),
+        (["train", "--algo", "hpoo"], "'hpoo'"),
+        (["train", "--algo", "hpo", "--env", "HybridInventry-v0"], "you maybe meant HybridInventory-v0"),
+        (["train", "--algo", "hpo", "--env", ID, "-n", "many"], "'many'"),
+        (["train", "--algo", "hpo", "--env", ID, "--conf-file", "nowhere.yml"], "nowhere.yml"),
+        (["train", "--algo", "hpo", "--env", ID, "-i", "nowhere.zip"], "nowhere.zip"),
+        (["train", "--algo", "hpo", "--env", ID, "--gym-packages", "nowhere"], "'nowhere'"),
+        (["train", "--algo", "hpo", "--env", ID, "--entry", "papre"], "no entry 'papre'; it has default, HybridInventory-v0"),
+        (["train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items"], "'n_items' is not NAME:VALUE"),
+        (["train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items:two"], "name 'two' is not defined"),
+        (["train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items:-1"], "n_items"),
+        (["train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_itms:1"], "n_itms"),
+        (["train", "--algo", "hpo", "--env", "CartPole-v1"], "CartPole"),
+        (["train", "--algo", "hpo", "--env", ID, "-params", "continous_learning_rate:1"], "'continuous_learning_rate'"),
+        (["train", "--algo", "hpo", "--env", ID, "-params", "seed:1"], "--seed"),
+        (["train", "--algo", "hpo", "--env", ID, "-params", "n_scenarios:8"], "n_envs"),
+        (["train", "--algo", "hpo", "--env", ID, "-params", "n_envs:0"], "n_envs must be an integer >= 1, got 0"),
+        (["train", "--algo", "hpo", "--env", ID, "-params", "n_timesteps:'lots'"], "n_timesteps"),
+        (["train", "--algo", "hpo", "--env", ID, "-params", "ent_coef:'3e-4'"], "write 3.0e-4"),
+        (["train", "--algo", "hpo", "--env", ID, "-params", "policy_kwargs:{'net_ach':[8]}"], "net_ach"),
+        (["train", "--algo", "hpo", "--env", ID, "-params", "callback:'sb3_hpo.callbacks.Nothing'"], "Nothing"),
+        (["train", "--algo", "hpo", "--env", ID, "-params", "frame_stack:2"], "VecFrameStack"),
+        (["train", "--algo", "hpo", "--env", ID, "-params", "monitor_kwargs:{'info_keywords':('a',)}"], "info_keywords"),
+        (
+            ["train", "--algo", "hpo", "--env", ID, "-params", "env_wrapper:'hybrid_envs.wrappers.FlatActionWrapper'"],
+            "FlatActionWrapper",
+        ),
+        (
+            [
+                "train",
+                "--algo",
+                "hpo",
+                "--env",
+                ID,
+                "-params",
+                "vec_env_wrapper:'stable_baselines3.common.vec_env.VecCheckNan'",
+            ],
+            "VecCheckNan",
+        ),
+        (["tune", "--algo", "hpo", "--env", ID, "--storage", "nonsense", "--study-name", "a"], "nonsense"),
+        (["enjoy", "--algo", "hpo", "--env", ID, "-f", "nowhere"], "nowhere"),
+        (["enjoy", "--algo", "hpo", "--env", "HybridInventry-v0", "-f", "nowhere"], "'HybridInventory-v0'"),
+        (["record", "--algo", "hpo", "--env", ID, "-f", "nowhere"], "nowhere"),
+        (["plot", "-a", "hpo", "-e", ID, "-f", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[-1:]) if isinstance(value, list) else "",
+)
+def test_bad_input_is_named_in_one_line(arguments, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert named in complaint(capsys, *arguments)
+    assert not list(tmp_path.rglob("*.zip"))
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("HybridInventory-v0: {policy: [}", "line 1"),
+        ("- a\n- b\n", "must map environment ids"),
+        ("HybridInventory-v0: 3\n", "'HybridInventory-v0' must map names"),
+        ("HybridInventory-v0: !!python/object/apply:os.mkdir [ran]\n", "not plain YAML"),
+        ("CartPole-v1: {policy: MlpPolicy, n_timesteps: 5}\n", "Hyperparameters not found"),
+    ],
+)
+def test_a_bad_config_is_named_and_runs_no_code(text, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("bad.yml").write_text(text)
+    message = complaint(capsys, "train", "--algo", "hpo", "--env", ID, "--conf-file", "bad.yml")
+    assert "bad.yml" in message
+    assert named in message
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.yml"]
+
+
+@pytest.mark.parametrize("flag", ["-f", "-tb"])
+def test_a_folder_that_cannot_be_written_stops_before_training(flag, folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["train", "--algo", "hpo", "--env", ID, "--conf-file", folder / "own.yml", "-f", tmp_path / "logs"]
+    assert str(tmp_path / "file") in complaint(capsys, *arguments, flag, tmp_path / "file" / "logs")
+
+
+def test_a_truncated_model_is_named(saved, capsys):
+    model = saved / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
+    model.write_bytes(model.read_bytes()[: model.stat().st_size // 2])
+    config = ("--conf-file", saved / "own.yml", "-f", saved / "new", "--eval-freq", -1)
+    for arguments in (["enjoy", "-f", saved / "logs", "--no-render"], ["train", *config, "-i", model]):
+        message = complaint(capsys, *arguments, "--algo", "hpo", "--env", ID)
+        assert f"{model} is not a whole model file" in message
+
+
+def test_a_model_without_its_settings_is_named(saved, capsys):
+    model = saved / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
+    with zipfile.ZipFile(model, "w") as archive:
+        archive.writestr("data", json.dumps({}))
+    assert f"{model} is not a whole model" in complaint(
+        capsys, "enjoy", "--algo", "hpo", "--env", ID, "-f", saved / "logs", "--no-render"
+    )
+
+
+def test_a_model_of_another_environment_or_algorithm_is_named(saved, capsys):
+    model = saved / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
+    enjoy = ("enjoy", "--algo", "hpo", "--env", ID, "-f", saved / "logs", "--no-render")
+    message = complaint(capsys, *enjoy, "--env-kwargs", "n_items:3")
+    assert f"{model} was trained on another environment" in message
+    config = ("--conf-file", saved / "own.yml", "-f", saved / "new", "--eval-freq", -1)
+    message = complaint(
+        capsys, "train", "--algo", "hpo", "--env", ID, *config, "-i", model, "--env-kwargs", "n_items:3", "horizon:5"
+    )
+    assert f"{model} was trained on another environment" in message
+
+    HybridPPO("MlpPolicy", gym.make(ID, **SMALL), n_steps=5, batch_size=5).save(model)
+    assert f"{model} is no model of hpo" in complaint(capsys, *enjoy)
+
+
+@pytest.mark.parametrize("name", ["config.yml", "args.yml"])
+def test_a_run_folder_that_would_run_code_is_refused(name, saved, monkeypatch, capsys):
+    monkeypatch.chdir(saved)
+    Path("logs", "hpo", f"{ID}_1", ID, name).write_text("a: !!python/object/apply:os.mkdir [ran]\n")
+    message = complaint(capsys, "enjoy", "--algo", "hpo", "--env", ID, "-f", "logs", "--no-render")
+    assert f"{name} is not plain YAML" in message
+    assert not Path("ran").exists()
+
+
+def test_a_run_folder_of_the_rl_zoo_itself_is_read(saved):
+    run_folder = saved / "logs" / "hpo" / f"{ID}_1" / ID
+    config = yaml.safe_load((run_folder / "config.yml").read_text())
+    pairs = "".join(f"- - {key}\n  - {json.dumps(value)}\n" for key, value in config.items())
+    (run_folder / "config.yml").write_text(
+        f"!!python/object/apply:collections.OrderedDict\n- {pairs.replace(chr(10), chr(10) + '  ')}"
+    )
+    main(["enjoy", "--algo", "hpo", "--env", ID, "-f", str(saved / "logs"), "--no-render", "-n", "5"])
+
+
+# ---- configs ---------------------------------------------------------------------------------------------------------
+
+
+def test_no_entry_of_any_config_is_refused():
+    own = {algo: default_config(algo, ID) for algo in (*OWN, "ppo")}
+    assert all(own.values())
+    theirs = Path(exp_manager.__file__).parent / "hyperparams"
+    for algo, path in [*own.items(), *((path.stem, str(path)) for path in theirs.glob("*.yml") if path.stem != "her")]:
+        for entry in read_entries(path).values():
+            check_keys(algo, entry)
+
+
+def test_rl_zoo3_keeps_its_configs_for_environments_that_are_not_hybrid():
+    assert default_config("ppo", "CartPole-v1") is None
+    assert default_config("sac", ID) is None
+    assert default_config("hpo", "CartPole-v1") is not None
+
+
+def test_every_command_lists_its_flags(capsys):
+    main([])
+    listed = capsys.readouterr().out
+    assert all(f"  {name} " in listed for name in COMMANDS)
+    for name, flag in (("train", "--entry"), ("tune", "--n-trials"), ("enjoy", "--no-render"), ("plot", "--save")):
+        with pytest.raises(SystemExit) as stop:
+            main([name, "--help"])
+        output = capsys.readouterr().out
+        assert stop.value.code == 0
+        assert output.startswith(f"usage: sb3-hpo {name}")
+        assert flag in output
+
+
+# ---- tune ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("algorithm", "sample"), [(HPO, sample_hpo_params), (HybridPPO, sample_hybrid_ppo_params)])
+def test_sampled_hyperparameters_build_the_algorithm_and_are_read_back_from_the_trial(algorithm, sample):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(3):
+        trial = study.ask()
+        params = sample(trial, 0, 2, {})
+        assert convert_params(trial.params) == params
+        model = algorithm("MlpPolicy", gym.make(ID, **SMALL), n_steps=5, **params)
+        assert model.gamma == 1 - trial.params["one_minus_gamma"]
+        assert model.ent_coef_schedule(0.5) == pytest.approx(trial.params["ent_coef"] / 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", ["study.log", "sqlite:///study.db"])
+def test_two_processes_work_on_one_study_and_lose_no_trial(storage, folder, tmp_path, monkeypatch):
+    n_trials = 4
+    processes = [
+        start(
+            *("tune", "--algo", "hpo", "--env", ID, "--conf-file", folder / "own.yml", "-f", "logs", "--no-optim-plots"),
+            *("--storage", storage, "--study-name", "shared", "--n-trials", n_trials, "--sampler", "random"),
+            cwd=tmp_path,
+        )
+        for _ in range(2)
+    ]
+    contributions = []
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+        lines = [line.split("Trial ")[1] for line in errors.splitlines() if "] Trial " in line]
+        contributions.append({int(line.split()[0]) for line in lines})
+    monkeypatch.chdir(tmp_path)
+    if storage.endswith(".log"):
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(storage))
+    trials = optuna.load_study(study_name="shared", storage=storage).trials
+    assert [trial.number for trial in trials] == list(range(2 * n_trials))
+    assert all(trial.state.is_finished() and trial.state != optuna.trial.TrialState.FAIL for trial in trials)
+    assert [len(numbers) for numbers in contributions] == [n_trials, n_trials]
+    assert set.union(*contributions) == set(range(2 * n_trials))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["hybrid_ppo", "ppo"])
+def test_other_algorithms_train_on_hybrid_environments_with_the_configs_of_this_package(algo, tmp_path):
+    arguments = ("--algo", algo, "--env", ID, "-f", "logs")
+    small = ("--env-kwargs", "n_items:2", "-n", 1600, "-params", "n_envs:4", "batch_size:100")
+    code, _, errors = run("train", *arguments, *small, "--eval-freq", 800, cwd=tmp_path)
+    assert code == 0, errors
+    code, output, errors = run("enjoy", *arguments, "--no-render", "-n", 100, cwd=tmp_path)
+    assert code == 0, errors
+    assert "Mean reward" in output
