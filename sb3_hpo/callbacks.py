@@ -17,8 +17,8 @@ from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
 class CostCallback(BaseCallback):
     """
     Evaluates the deterministic policy on held-out scenarios before, during and after training, and logs ``eval/cost`` (its
-    mean figure of merit) and, where the environment offers a reference policy, ``eval/optimality_gap``: the cost over that of
-    the reference on the same scenarios, minus 1.
+    mean figure of merit) and, where the environment offers a reference policy, ``eval/optimality_gap``: the excess over the
+    cost of the reference on the same scenarios, relative to it.
 
     The curve is kept in ``steps`` and ``costs``.
 
@@ -78,7 +78,7 @@ class CostCallback(BaseCallback):
         self.costs.append(self._cost(self))
         self.logger.record("eval/cost", self.costs[-1])
         if self.reference_cost is not None:
-            self.logger.record("eval/optimality_gap", self.costs[-1] / self.reference_cost - 1)
+            self.logger.record("eval/optimality_gap", (self.costs[-1] - self.reference_cost) / abs(self.reference_cost))
 
 
 class GradientQualityCallback(BaseCallback):
