@@ -208,9 +208,10 @@ class HybridMovingEnv(HybridEnv[MovingState]):
 
 class HybridSlidingEnv(HybridMovingEnv):
     """
-    :class:`HybridMovingEnv` with inertia, gym-hybrid's ``Sliding-v0``: turning changes the heading, and the direction of travel
-    stays as it is until one accelerates, which adds to the velocity along the heading. As there, the direction of travel is not
-    observed, only the speed and the heading. All else, arguments included, is as in :class:`HybridMovingEnv`.
+    :class:`HybridMovingEnv` with inertia, gym-hybrid's ``Sliding-v0``: turning changes the heading, and the direction of
+    travel stays as it is until one accelerates, which adds to the velocity along the heading. As there, the direction of
+    travel is not observed, only the speed and the heading. All else, arguments included, is as in
+    :class:`HybridMovingEnv`.
     """
 
     slides = True

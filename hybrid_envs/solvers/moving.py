@@ -56,9 +56,11 @@ class AlignAndStop(ReferencePolicy):
         :return: in [0, 1], same shape; zero in rows that should brake
         """
         gain = self.params.max_acceleration
-        periods = np.zeros((len(speed), 1))
-        while (late := (self.reach(speed, speed + gain * periods, periods) < distance - CLOSE).any(axis=1)).any():
-            periods += late[:, None]
+        periods, late = np.zeros((len(speed), 1)), np.ones((len(speed), 1), dtype=bool)
+        while late.any():
+            missing = distance - self.reach(speed, speed + gain * periods, periods)
+            late = missing.max(axis=1, keepdims=True) > CLOSE
+            periods += late
         slow, fast = speed, speed + gain * periods
         for _ in range(BISECTIONS):
             middle = (slow + fast) / 2
