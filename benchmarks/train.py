@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, make_run, mean_and_interval
-from hybrid_envs.solvers import evaluate
+from hybrid_envs.solvers import evaluate, success_rate
 from sb3_hpo.callbacks import CostCallback
 
 N_SCENARIOS = 2000
@@ -77,13 +77,18 @@ def train(
     run.model.learn(steps, callback=curve)
     seconds = time.perf_counter() - start
     mean, half_width = mean_and_interval(evaluate(run.env, run.model, N_SCENARIOS, EVALUATION_SEED))
+    rate = success_rate(run.env, run.model, N_SCENARIOS, EVALUATION_SEED)
     done = run.model.num_timesteps // run.iteration_steps
     print(
         f"{algo} {env_id} {env_kwargs} seed {seed}: {done} iterations, "
-        f"cost {mean:.3f} ± {half_width:.3f} over {N_SCENARIOS} scenarios, {seconds:.0f} s",
+        f"cost {mean:.3f} ± {half_width:.3f} over {N_SCENARIOS} scenarios, "
+        + (f"{100 * rate:.1f} % of them a success, " if rate is not None else "")
+        + f"{seconds:.0f} s",
         flush=True,
     )
     result = {"seed": seed, "cost": mean, "half_width": half_width, "seconds": seconds, "iterations": done}
+    if rate is not None:
+        result["success"] = rate
     return result | {"steps": curve.steps, "costs": curve.costs}
 
 

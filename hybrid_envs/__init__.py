@@ -9,6 +9,7 @@ from hybrid_envs.checker import check_hybrid_env
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.dual_sourcing import HybridDualSourcingEnv
 from hybrid_envs.inventory import HybridInventoryEnv
+from hybrid_envs.moving import HybridMovingEnv, HybridSlidingEnv
 from hybrid_envs.spaces import HybridAction
 from hybrid_envs.switched_lqr import HybridSwitchedLQREnv
 from hybrid_envs.vector import HybridVectorEnv
@@ -18,6 +19,8 @@ __all__ = [
     "HybridDualSourcingEnv",
     "HybridEnv",
     "HybridInventoryEnv",
+    "HybridMovingEnv",
+    "HybridSlidingEnv",
     "HybridSwitchedLQREnv",
     "HybridVectorEnv",
     "StepResult",
@@ -42,4 +45,6 @@ def _make_vec(id: str, *, num_envs: int, **kwargs: Any) -> HybridVectorEnv:
 
 register("HybridDualSourcing-v0", HybridDualSourcingEnv)
 register("HybridInventory-v0", HybridInventoryEnv)
+register("HybridMoving-v0", HybridMovingEnv)
+register("HybridSliding-v0", HybridSlidingEnv)
 register("HybridSwitchedLQR-v0", HybridSwitchedLQREnv)

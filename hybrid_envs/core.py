@@ -168,6 +168,13 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         """
         return costs.sum(dim=0)
 
+    def success(self, costs: torch.Tensor) -> torch.Tensor | None:
+        """
+        :param costs: costs of whole episodes, shape ``(horizon, batch)``
+        :return: bool, shape ``(batch,)``: which episodes reached the goal; ``None`` where the problem has no goal to reach
+        """
+        return None
+
     def reference_policy(self) -> Any:
         """
         :return: the best policy known for this instance, with Stable-Baselines3's ``predict``; ``None`` where none is known

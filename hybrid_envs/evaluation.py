@@ -92,6 +92,25 @@ def evaluate(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -> np.
     :param seed: of the scenarios
     :return: :meth:`HybridEnv.figure_of_merit` of each scenario, float64, shape ``(n_scenarios,)``
     """
+    return env.figure_of_merit(episode_costs(env, policy, n_scenarios, seed)).numpy()
+
+
+def success_rate(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -> float | None:
+    """
+    As :func:`evaluate`, on the same scenarios.
+
+    :return: the share of episodes that reached the goal, by :meth:`HybridEnv.success`; ``None`` where there is no goal
+    """
+    reached = env.success(episode_costs(env, policy, n_scenarios, seed))
+    return None if reached is None else float(reached.double().mean())
+
+
+def episode_costs(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -> torch.Tensor:
+    """
+    As :func:`evaluate`, on the same scenarios.
+
+    :return: the cost of each period, 0 after an episode's end, float64, shape ``(horizon, n_scenarios)``
+    """
     scenarios = HybridVectorEnv(env, check_count("n_scenarios", n_scenarios))
     observation, _ = scenarios.reset(seed=seed)
     state, episode_start = None, np.ones(n_scenarios, dtype=bool)
@@ -106,4 +125,6 @@ def evaluate(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -> np.
         costs[t] = np.where(alive, -reward, 0.0)
         episode_start = terminated | truncated
         alive &= ~episode_start
-    return env.figure_of_merit(torch.from_numpy(costs)).numpy()
+        if not alive.any():
+            break
+    return torch.from_numpy(costs)

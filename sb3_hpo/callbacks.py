@@ -85,8 +85,8 @@ class PeriodicCallback(BaseCallback):
 class CostCallback(PeriodicCallback):
     """
     Evaluates the deterministic policy on held-out scenarios before, during and after training, and logs ``eval/cost`` (its
-    mean figure of merit) and, where the environment offers a reference policy, ``eval/optimality_gap``: the cost over that of
-    the reference on the same scenarios, minus 1.
+    mean figure of merit) and, where the environment offers a reference policy, ``eval/optimality_gap``: the excess over the
+    cost of the reference on the same scenarios, relative to it.
 
     The curve is kept in ``steps`` and ``costs``.
 
@@ -130,7 +130,7 @@ class CostCallback(PeriodicCallback):
         self.costs.append(self._cost(self))
         self.logger.record("eval/cost", self.costs[-1])
         if self.reference_cost is not None:
-            self.logger.record("eval/optimality_gap", self.costs[-1] / self.reference_cost - 1)
+            self.logger.record("eval/optimality_gap", (self.costs[-1] - self.reference_cost) / abs(self.reference_cost))
 
 
 class PolicyFigureCallback(PeriodicCallback):

@@ -1,6 +1,6 @@
 """Reference policies and bounds: how far a policy is from the best known, and from the best possible."""
 
-from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate
+from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate, success_rate
 from hybrid_envs.solvers.inventory import (
     CanOrder,
     PeriodicReview,
@@ -11,8 +11,10 @@ from hybrid_envs.solvers.inventory import (
 )
 from hybrid_envs.solvers.lqr import SingleMode, SwitchedRiccati, riccati
 from hybrid_envs.solvers.lqr_bound import dual_lower_bound
+from hybrid_envs.solvers.moving import AlignAndStop
 
 __all__ = [
+    "AlignAndStop",
     "CanOrder",
     "PeriodicReview",
     "Policy",
@@ -26,4 +28,5 @@ __all__ = [
     "evaluate",
     "lower_bound",
     "riccati",
+    "success_rate",
 ]

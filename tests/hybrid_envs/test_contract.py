@@ -92,6 +92,8 @@ def test_step_agrees_with_step_torch_over_a_whole_episode(env, draw_action):
         np.testing.assert_array_equal(observation, expected.observation[0])
         assert reward == expected.reward.item()
         assert (terminated, truncated) == (expected.terminated.item(), expected.truncated.item())
+        if terminated:
+            break
     assert truncated or terminated
 
 
@@ -103,10 +105,12 @@ def test_one_scenario_of_the_vector_environment_is_the_single_environment(instan
     np.testing.assert_array_equal(vector_observation[0], observation)
     for _ in range(single.unwrapped.horizon - 1):
         action = draw_action(single.unwrapped, 1, generator)
-        observation, reward, *_ = single.step(to_single(action))
-        vector_observation, rewards, *_ = vector.step((action.regime.numpy(), action.point.numpy()))
-        np.testing.assert_array_equal(vector_observation[0], observation)
+        observation, reward, terminated, *_ = single.step(to_single(action))
+        vector_observation, rewards, *_, info = vector.step((action.regime.numpy(), action.point.numpy()))
+        np.testing.assert_array_equal(info["final_obs"][0] if terminated else vector_observation[0], observation)
         assert rewards[0] == reward
+        if terminated:
+            break
 
 
 def test_a_batch_of_scenarios_costs_what_its_scenarios_cost_one_by_one(env, draw_action):
@@ -185,9 +189,11 @@ def episode(env, seed, actions):
     observations = [env.reset(seed=seed)[0]]
     rewards = []
     for action in actions:
-        observation, reward, *_ = env.step(to_single(action))
+        observation, reward, terminated, *_ = env.step(to_single(action))
         observations.append(observation)
         rewards.append(reward)
+        if terminated:
+            break
     return np.array(observations), rewards
 
 
