@@ -77,6 +77,40 @@ def draw_episode(
     return to_rgb_array(figure)
 
 
+def draw_paths(
+    frames: "list[Frame]", paths: np.ndarray, targets: np.ndarray, radius: float, limit: float, regime_names: dict[int, str]
+) -> np.ndarray:
+    """
+    A square field seen from above: each agent's path from its ring to its disc, its periods coloured by the regime taken, and
+    its target as a circle.
+
+    :param frames: the episode so far, starting state first
+    :param paths: positions, shape ``(len(frames), agents, 2)``
+    :param targets: their centres, shape ``(agents, 2)``
+    :param radius: of a target
+    :param limit: half the side of the field
+    :param regime_names: the regimes to mark, with their names
+    :return: RGB, uint8, shape ``(480, 480, 3)``
+    :raises gymnasium.error.DependencyNotInstalled: if matplotlib is missing
+    """
+    figure = new_figure(4.8, 4.8)
+    axes = figure.subplots()
+    rim = radius * np.exp(1j * np.linspace(0, 2 * np.pi, 60))
+    for path, target in zip(np.moveaxis(paths, 1, 0), targets, strict=True):
+        axes.fill(target[0] + rim.real, target[1] + rim.imag, color="mistyrose", edgecolor="firebrick")
+        axes.plot(*path.T, color="lightgray", linewidth=1)
+        axes.plot(*path[0], "o", color="black", fillstyle="none", markersize=7)
+        axes.plot(*path[-1], "o", color="black", markersize=7)
+    taken = np.array([-1 if frame.regime is None else frame.regime for frame in frames])
+    for regime, name in regime_names.items():
+        marked = paths[taken == regime].reshape(-1, 2)
+        axes.plot(*marked.T, ".", color=f"C{regime % 10}", markersize=4, label=f"{name}: {(taken == regime).sum()}", zorder=3)
+    axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
+    axes.legend(loc="upper right", fontsize="small")
+    axes.set_title(f"period {len(frames) - 1}, cost so far {sum(frame.cost for frame in frames):,.3f}")
+    return to_rgb_array(figure)
+
+
 def to_rgb_array(figure: "Figure") -> np.ndarray:
     """
     :return: the figure's pixels, uint8, shape ``(height, width, 3)``
