@@ -36,7 +36,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, VecTransposeImage
 
 from hybrid_envs.wrappers import FlatActionWrapper
-from sb3_hpo.callbacks import CostCallback, GradientQualityCallback
+from sb3_hpo.callbacks import CostCallback, GradientQualityCallback, PeriodicCallback
 from sb3_hpo.vec_env import HybridActionWrapper
 
 MODEL = (
@@ -61,7 +61,8 @@ CALLBACKS: dict[Any, tuple[str, ...]] = {
     EveryNTimesteps: ("last_time_trigger",),
     StopTrainingOnMaxEpisodes: ("n_episodes",),
     StopTrainingOnNoModelImprovement: ("last_best_mean_reward", "no_improvement_evals"),
-    CostCallback: ("steps", "costs"),
+    PeriodicCallback: ("steps",),
+    CostCallback: ("costs",),
     GradientQualityCallback: ("iteration",),
 }
 VEC_WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {

@@ -50,6 +50,13 @@ def parse_args(self: argparse.ArgumentParser, *args: Any, **options: Any) -> Any
     for flag, settings in COMMANDS[self.prog.split()[1]].flags.items():
         self.add_argument(flag, **settings)
     values = _parse_args(self, *args, **options)
+    if folder := getattr(values, "resume", None):
+        if len(sys.argv) > 3 or (sys.argv[1:2] == [f"--resume={folder}"] and len(sys.argv) > 2):
+            self.error("--resume stands alone: everything else is as when the run was started")
+        from sb3_hpo.zoo_manager import saved_command
+
+        values = _parse_args(self, saved_command(folder))
+        values.resume = folder
     model = getattr(values, "trained_agent", "")
     if model and not (model.endswith(".zip") and os.path.isfile(model)):
         self.error(f"--trained-agent: there is no model file {model!r} (it must end in .zip)")
@@ -138,9 +145,23 @@ class Command(NamedTuple):
     flags: dict[str, dict[str, Any]] = {}  # noqa: RUF012  never written to
 
 
-ENTRY = {"--entry": {"metavar": "NAME", "help": "entry of the config, such as 'paper' (default: that of the environment)"}}
+ENTRY: dict[str, dict[str, Any]] = {
+    "--entry": {"metavar": "NAME", "help": "entry of the config, such as 'paper' (default: that of the environment)"}
+}
+RESUME: dict[str, dict[str, Any]] = {
+    "--checkpoint-freq": {
+        "type": int,
+        "default": 10,
+        "metavar": "N",
+        "help": "HPO and HybridPPO: every N iterations, save all that is needed to go on exactly; 0: never (default: 10)",
+    },
+    "--resume": {
+        "metavar": "DIR",
+        "help": "go on with the killed run of this folder (LOGS/ALGO/ENV_1), exactly; stands alone",
+    },
+}
 COMMANDS = {
-    "train": Command(train, "train an agent, or go on with one (-i)", ENTRY),
+    "train": Command(train, "train an agent, go on with one (-i), or with a killed run (--resume)", ENTRY | RESUME),
     "tune": Command(tune, "search for hyperparameters with Optuna (train --optimize-hyperparameters)", ENTRY),
     "enjoy": Command(enjoy, "watch and score a trained agent"),
     "record": Command(
@@ -198,12 +219,15 @@ def main(argv: list[str] | None = None) -> None:
 
 def in_training(error: Exception) -> bool:
     """
-    :return: whether the error was raised while a model learned, where only a traceback says what went wrong
+    :return: whether the error was raised while a model learned, where only a traceback says what went wrong; the start of
+        training, when callbacks look at what they were given, is before that
     """
     from rl_zoo3.exp_manager import ExperimentManager
+    from stable_baselines3.common.callbacks import BaseCallback
 
+    frames = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     learning = {ExperimentManager.learn.__code__, ExperimentManager.objective.__code__}
-    return any(frame.f_code in learning for frame, _ in traceback.walk_tb(error.__traceback__))
+    return bool(frames & learning) and BaseCallback.on_training_start.__code__ not in frames
 
 
 if __name__ == "__main__":

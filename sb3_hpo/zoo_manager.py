@@ -2,8 +2,10 @@
 
 import argparse
 import inspect
+import json
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -28,6 +30,8 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from hybrid_envs.core import HybridEnv, check_count
+from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback
+from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.hpo import HPO
 from sb3_hpo.hybrid_ppo import HybridPPO, make_schedule
 from sb3_hpo.vec_env import simulated
@@ -43,6 +47,9 @@ ZOO_KEYS |= {"policy_kwargs", "monitor_kwargs", "env_kwargs", "noise_type", "noi
 """The config keys that rl_zoo3 itself understands; all others go to the algorithm's constructor."""
 FLAG_KEYS = {"env": "--env", "seed": "--seed", "device": "--device", "verbose": "--verbose", "tensorboard_log": "-tb"}
 """Constructor arguments that rl_zoo3 fills from the command line, so that a config may not."""
+WATCHING: tuple[type[BaseCallback], ...] = (CostCallback, PolicyFigureCallback, HParamCallback)
+CHECKPOINTS = "checkpoints"
+"""The folder of a run that holds its exact checkpoints, and what else is needed to go on from them."""
 RATES = ("learning_rate", "clip_range", "clip_range_vf", "continuous_learning_rate", "value_learning_rate", "ent_coef")
 
 
@@ -137,7 +144,8 @@ class ZooManager(ExperimentManager):
 
     - The configs of this package are found, one of their entries can be chosen by name (``args.entry``), and a key that nobody
       knows is refused.
-    - HPO trains on one batched simulation of ``n_envs`` scenarios, whose episodes are written to ``0.monitor.csv``.
+    - HPO trains on one batched simulation of ``n_envs`` scenarios, whose episodes are written to ``0.monitor.csv``
+      (``1.monitor.csv`` after a resume).
     - ``config.yml`` and ``args.yml`` are plain YAML.
 
     :param args: the parsed command line
@@ -150,6 +158,15 @@ class ZooManager(ExperimentManager):
         options["config"] = options["config"] or default_config(algo, env_id)
         super().__init__(args, algo, env_id, *rest, **options)
         self.entry: str | None = getattr(args, "entry", None)
+        self.resumed = getattr(args, "resume", None) is not None
+        if self.resumed:
+            self.save_path = args.resume
+            self.params_path = os.path.join(self.save_path, self.env_name)
+        self.differentiable = algo in OWN and _is_hybrid(env_id)
+        self.checkpoint_freq = 0
+        if self.differentiable and not self.optimize_hyperparameters:
+            self.checkpoint_freq = check_count("--checkpoint-freq", args.checkpoint_freq, minimum=0)
+        self.checkpoints = Path(self.save_path, CHECKPOINTS)
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """
@@ -200,6 +217,15 @@ class ZooManager(ExperimentManager):
             if folder:  # rl_zoo3 would notice that it cannot write there after training has begun
                 os.makedirs(folder, exist_ok=True)
 
+    def create_callbacks(self) -> None:
+        """With a TensorBoard log, also what is worth a look there; first of all the checkpoints."""
+        if self.tensorboard_log and self.differentiable and not self.optimize_hyperparameters:
+            present = {type(callback) for callback in self.callbacks}
+            self.callbacks += [make() for make in WATCHING if make not in present]
+        super().create_callbacks()
+        if self.checkpoint_freq:
+            self.callbacks.insert(0, ExactCheckpointCallback(self.checkpoints, every=self.checkpoint_freq))
+
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
         For HPO's training, one simulation of ``n_envs`` scenarios stands in the place of so many copies. A VecMonitor does the
@@ -212,7 +238,8 @@ class ZooManager(ExperimentManager):
                 f"monitor_kwargs: HPO's simulation has no info_keywords, got {self.monitor_kwargs['info_keywords']}"
             )
         make_copies = self.vec_env_class
-        log = None if eval_env or no_log else os.path.join(self.save_path, "0")
+        parts = len(list(Path(self.save_path).glob("*.monitor.csv")))  # a resumed run begins another file
+        log = None if eval_env or no_log else os.path.join(self.save_path, str(parts))
 
         def simulate(env_fns: list[Callable[[], gym.Env]], **options: Any) -> VecEnv:
             venv = make_copies(env_fns, **options) if eval_env else simulated(env_fns[0](), len(env_fns))
@@ -231,7 +258,16 @@ class ZooManager(ExperimentManager):
         return super()._load_pretrained_agent(hyperparams, env)
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
+        """With what ``--resume`` needs: the command line, its random seed, and the config as it is now."""
+        if self.resumed:
+            return
         super()._save_config(saved_hyperparams)
+        if self.checkpoint_freq:
+            self.checkpoints.mkdir()
+            entry = {self.entry or self.env_name.gym_id: dict(saved_hyperparams)}
+            (self.checkpoints / "config.yml").write_text(yaml.dump(entry, Dumper=PlainDumper), encoding="utf-8")
+            command = [*sys.argv[1:], "--seed", str(self.seed)]
+            (self.checkpoints / "command.json").write_text(json.dumps(command) + "\n", encoding="utf-8")
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", vars(self.args))):
             Path(self.params_path, name).write_text(yaml.dump(dict(content), Dumper=PlainDumper), encoding="utf-8")
 
@@ -245,6 +281,22 @@ class ZooManager(ExperimentManager):
             return super().objective(trial)
         except FloatingPointError as error:  # how HPO says that the sampled hyperparameters diverge
             raise optuna.TrialPruned(str(error)) from error
+
+
+def saved_command(folder: str) -> list[str]:
+    """
+    :param folder: of a run
+    :return: the arguments with which it was started, its random seed and the config of that moment among them
+    :raises ValueError: if there is nothing to resume in it
+    """
+    file = Path(folder, CHECKPOINTS, "command.json")
+    try:
+        command = [str(argument) for argument in json.loads(file.read_text(encoding="utf-8"))]
+        return [*command, "--conf-file", str(file.with_name("config.yml"))]
+    except FileNotFoundError:
+        raise ValueError(f"--resume: there is no run with checkpoints in {folder!r} ({file} is missing)") from None
+    except ValueError as error:
+        raise ValueError(f"--resume: {file} cannot be read: {error}") from error
 
 
 class StoreValues(StoreDict):
