@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.wrappers import (
@@ -71,10 +70,23 @@ VEC_WRAPPERS: dict[type[VecEnvWrapper], tuple[str, ...]] = {
     VecMonitor: ("episode_returns", "episode_lengths", "episode_count"),
     VecNormalize: ("returns", "old_obs", "old_reward"),
 }
-ENV_WRAPPERS: dict[type[gym.Wrapper], tuple[str, ...]] = {
+
+
+class AnyTimeLimit(ABC):  # noqa: B024  its one method is the subclass check
+    """
+    Gymnasium's TimeLimit, as a class that can be sent to a subprocess by name: rl_zoo3 puts a subclass in its place, after
+    which the original is not found under its own name any more.
+    """
+
+    @classmethod
+    def __subclasshook__(cls, wrapper: type) -> bool:
+        return issubclass(wrapper, TimeLimit)
+
+
+ENV_WRAPPERS: dict[type, tuple[str, ...]] = {
     # Monitor also lists all past episodes; nothing in training reads that, and monitor.csv has it.
     Monitor: ("rewards", "needs_reset", "total_steps", "current_reset_info"),
-    TimeLimit: ("_elapsed_steps",),
+    AnyTimeLimit: ("_elapsed_steps",),
     OrderEnforcing: ("_has_reset",),
     PassiveEnvChecker: ("checked_reset", "checked_step", "checked_render"),
     TransformAction: (),
