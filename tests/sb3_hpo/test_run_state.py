@@ -63,6 +63,7 @@ def test_a_finished_run_resumes_to_its_own_end(tmp_path: Path) -> None:
     again = train(hpo(), tmp_path)
     assert first.num_timesteps == again.num_timesteps
     assert first._current_progress_remaining == again._current_progress_remaining
+    np.testing.assert_array_equal(first._last_episode_starts, again._last_episode_starts)
     assert same_weights(first, again)
 
 
