@@ -84,11 +84,12 @@ class AnyTimeLimit(ABC):  # noqa: B024  its one method is the subclass check
 
 
 ENV_WRAPPERS: dict[type, tuple[str, ...]] = {
-    # Monitor also lists all past episodes; nothing in training reads that, and monitor.csv has it.
-    Monitor: ("rewards", "needs_reset", "total_steps", "current_reset_info"),
+    # Monitor also lists all past episodes; nothing in training reads that, and monitor.csv has it. Whether there was a reset
+    # need not be known: learn() begins with one, and so does an evaluation.
+    Monitor: ("rewards", "total_steps", "current_reset_info"),
     AnyTimeLimit: ("_elapsed_steps",),
-    OrderEnforcing: ("_has_reset",),
-    PassiveEnvChecker: ("checked_reset", "checked_step", "checked_render"),
+    OrderEnforcing: (),
+    PassiveEnvChecker: (),
     TransformAction: (),
     TransformObservation: (),
     TransformReward: (),

@@ -63,6 +63,7 @@ def test_a_finished_run_resumes_to_its_own_end(tmp_path: Path) -> None:
     again = train(hpo(), tmp_path)
     assert first.num_timesteps == again.num_timesteps
     assert first._current_progress_remaining == again._current_progress_remaining
+    np.testing.assert_array_equal(first._last_episode_starts, again._last_episode_starts)
     assert same_weights(first, again)
 
 
@@ -92,6 +93,20 @@ def test_the_evaluation_callback_goes_on_with_its_scenarios_its_records_and_its_
     assert found_steps == expected_steps
     best = [type(hybrid_ppo()).load(tmp_path / run / "best" / "best_model") for run in ("unbroken", "killed")]
     assert same_weights(*best)
+
+
+def test_evaluations_without_improvement_are_counted_across_a_resume(tmp_path: Path) -> None:
+    def last_step(kill_at: float | None = None) -> int:
+        stop = StopTrainingOnNoModelImprovement(max_no_improvement_evals=2)
+        callback = EvalCallback(
+            make_vec_env(inventory, 1), callback_after_eval=stop, eval_freq=5, n_eval_episodes=1, verbose=0
+        )
+        callback.best_mean_reward = 0.0  # rewards are negative: there is never a better one
+        return train(hybrid_ppo(), tmp_path, kill_at=kill_at, callbacks=(callback,)).num_timesteps
+
+    with pytest.raises(Killed):
+        last_step(kill_at=2.3)
+    assert last_step() == 4 * 5 * 3  # three evaluations after the first, in steps of three environments
 
 
 def test_callbacks_that_count_go_on_counting(tmp_path: Path) -> None:
