@@ -1,6 +1,7 @@
 """Reference policies and bounds: how far a policy is from the best known, and from the best possible."""
 
 from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate
+from hybrid_envs.solvers.dual_sourcing import CappedDualIndex, DualSourcingOptimum, best_dual_sourcing
 from hybrid_envs.solvers.inventory import (
     CanOrder,
     PeriodicReview,
@@ -14,6 +15,8 @@ from hybrid_envs.solvers.lqr_bound import dual_lower_bound
 
 __all__ = [
     "CanOrder",
+    "CappedDualIndex",
+    "DualSourcingOptimum",
     "PeriodicReview",
     "Policy",
     "ReferencePolicy",
@@ -22,6 +25,7 @@ __all__ = [
     "SwitchedRiccati",
     "TotalDemandTrigger",
     "best_classical",
+    "best_dual_sourcing",
     "dual_lower_bound",
     "evaluate",
     "lower_bound",
