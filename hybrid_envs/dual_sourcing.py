@@ -34,15 +34,15 @@ class DualSourcingParams:
 
 def lot_sizes(params: DualSourcingParams) -> np.ndarray:
     """
-    Wilson's economic order quantity of each source on its own, fixed costs shared equally by the items, and at least one
-    period's demand: the magnitude of a sensible order.
+    Wilson's economic order quantity of each source on its own, fixed costs shared equally by the items, and at least two
+    periods' demand, since a source is not used in every period: the magnitude of a sensible order.
 
     :return: shape ``(2 * n_items,)``, regular orders first
     """
     share = np.array([[params.regular_fixed_cost], [params.expedited_fixed_cost]]) / len(params.mean_demand)
     holding_cost = np.maximum(params.holding_cost, 1e-3 * np.maximum(params.underage_cost, 1e-6))  # storage may be free
     quantity = np.sqrt(2 * share * params.mean_demand / holding_cost)
-    return np.clip(quantity, params.mean_demand, 100 * params.mean_demand).ravel()
+    return np.clip(quantity, 2 * params.mean_demand, 100 * params.mean_demand).ravel()
 
 
 class DualSourcingState(NamedTuple):

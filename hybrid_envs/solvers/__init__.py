@@ -1,6 +1,7 @@
 """Reference policies and bounds: how far a policy is from the best known, and from the best possible."""
 
 from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate, success_rate
+from hybrid_envs.solvers.dual_sourcing import CappedDualIndex, DualSourcingOptimum, best_dual_sourcing
 from hybrid_envs.solvers.inventory import (
     CanOrder,
     PeriodicReview,
@@ -16,6 +17,8 @@ from hybrid_envs.solvers.moving import AlignAndStop
 __all__ = [
     "AlignAndStop",
     "CanOrder",
+    "CappedDualIndex",
+    "DualSourcingOptimum",
     "PeriodicReview",
     "Policy",
     "ReferencePolicy",
@@ -24,6 +27,7 @@ __all__ = [
     "SwitchedRiccati",
     "TotalDemandTrigger",
     "best_classical",
+    "best_dual_sourcing",
     "dual_lower_bound",
     "evaluate",
     "lower_bound",
