@@ -8,17 +8,24 @@ import gymnasium as gym
 from hybrid_envs.checker import check_hybrid_env
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.inventory import HybridInventoryEnv
+from hybrid_envs.piecewise import BoxEnv, BoxProblem, PiecewiseEnv, Threshold
+from hybrid_envs.procurement import HybridProcurementEnv
 from hybrid_envs.spaces import HybridAction
 from hybrid_envs.switched_lqr import HybridSwitchedLQREnv
 from hybrid_envs.vector import HybridVectorEnv
 
 __all__ = [
+    "BoxEnv",
+    "BoxProblem",
     "HybridAction",
     "HybridEnv",
     "HybridInventoryEnv",
+    "HybridProcurementEnv",
     "HybridSwitchedLQREnv",
     "HybridVectorEnv",
+    "PiecewiseEnv",
     "StepResult",
+    "Threshold",
     "check_hybrid_env",
     "register",
 ]
@@ -39,4 +46,5 @@ def _make_vec(id: str, *, num_envs: int, **kwargs: Any) -> HybridVectorEnv:
 
 
 register("HybridInventory-v0", HybridInventoryEnv)
+register("HybridProcurement-v0", HybridProcurementEnv)
 register("HybridSwitchedLQR-v0", HybridSwitchedLQREnv)

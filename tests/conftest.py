@@ -23,6 +23,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
     ("HybridInventory-v0", {"n_items": 3, "lead_time": 5, "lost_sales": True}),
     ("HybridInventory-v0", {"n_items": 2, "demand": "normal", "horizon": 30}),
     ("HybridInventory-v0", {"demand": np.random.default_rng(0).uniform(0, 20, (50, 40, 2)), "horizon": 40}),
+    ("HybridProcurement-v0", {"n_items": 1, "min_order": 0.0, "truck_capacity": 20.0, "discount_quantities": [20.0]}),
     ("HybridSwitchedLQR-v0", {"n_dims": 1, "n_modes": 1}),
     ("HybridSwitchedLQR-v0", {"n_dims": 5, "n_modes": 3, "horizon": 7}),
 ]
