@@ -9,7 +9,6 @@ from typing import Any, Generic, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
 from typing_extensions import Self
 
 from hybrid_envs.core import HybridEnv, StateT, check_array, check_count
@@ -18,8 +17,8 @@ from hybrid_envs.spaces import HybridAction, split_hybrid_space
 
 class Threshold(NamedTuple):
     """
-    Where the problem jumps. The value itself belongs to the cell above it, as in ``b >= value``, or below, as in ``b > value``.
-    The same value on both sides, first above and then below, makes a cell of that single point.
+    Where the problem jumps. The value itself belongs to the cell above it, as with ``b >= value``, or below, as with
+    ``b > value``. Both for one value, first above and then below, make a cell of that single point.
     """
 
     value: float
@@ -33,8 +32,8 @@ class BoxAction(NamedTuple):
     """b, shape ``(batch, n)``."""
     level: torch.Tensor
     """
-    What the thresholds are stated on: b itself, or with weights Σ_i w_i b_i, shape ``(batch, 1)``. Compare this with thresholds
-    rather than a sum of your own: in a hybrid action the sum is a coordinate, exact to the last bit, and b only its shares.
+    What the thresholds are stated on: b itself, or with weights Σ_i w_i b_i, shape ``(batch, 1)``. Compare this with
+    thresholds, not a sum of your own: in a hybrid action the sum is a coordinate, exact to the last bit, and b its shares.
     """
 
 
@@ -45,8 +44,8 @@ class BoxProblem(ABC, Generic[StateT]):
     :class:`BoxEnv` the original Gymnasium one.
 
     Inside a jump-free piece the functions have to be differentiable almost everywhere. Comparisons such as
-    ``action.level >= self.price_break`` are welcome: each picks the branch of the piece b is in. Keep the numbers compared with as
-    tensor attributes, which are float32 as actions are; a threshold of 0.1 is a hair larger in float64.
+    ``action.level >= self.price_break`` are welcome: each picks the branch of the piece b is in. Keep the numbers compared
+    with as float32 tensor attributes: thresholds are rounded to float32, as actions are, and 0.1 is not quite 0.1 in it.
 
     :param low: lower bounds of b, scalar or shape ``(n,)``, possibly infinite
     :param high: upper bounds of b, likewise
@@ -150,11 +149,11 @@ class PiecewiseEnv(HybridEnv[StateT]):
     """
     The hybrid environment of a problem that jumps: regime x is a cell between thresholds, the point says where in it.
 
-    The cells cover the original Box without overlap, to the last float32: [q1, q2) ends at the largest float32 below q2. Whatever
-    the point, b is put into the cell of its regime. Without weights the cells are boxes, products of one interval for each
-    coordinate, and the point is b itself. With weights a cell is an interval of the total Σ_i w_i b_i, and the point is this total
-    followed by n proportions in [0, 1]: b_i is the total's share r_i / Σ_k r_k, divided by w_i; equal shares where all r are 0. One
-    item needs no proportion.
+    The cells cover the original Box without overlap, to the last float32: [q1, q2) ends at the largest float32 below q2.
+    Whatever the point, b is put into the cell of its regime. Without weights the cells are boxes, products of one interval for
+    each coordinate, and the point is b itself. With weights a cell is an interval of the total Σ_i w_i b_i, and the point is
+    this total followed by n proportions r in [0, 1]: b_i is the total's share r_i / Σ_k r_k, divided by w_i; equal shares where
+    all r are 0. A single coordinate needs no proportion.
 
     :param problem: the original; a copy of it is simulated
     :param thresholds: where it jumps, increasing: for each coordinate a sequence of :class:`Threshold` or of numbers, which
@@ -288,15 +287,15 @@ class PiecewiseEnv(HybridEnv[StateT]):
 
 class BoxEnv(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.ndarray]]):
     """
-    The original problem as a Gymnasium environment with its Box action, for any algorithm that takes one. For gradients through
-    its jumps, ``PiecewiseEnv(problem, None)`` offers ``step_torch``.
+    The original problem as a Gymnasium environment with its Box action, for any algorithm that takes one. For gradients
+    through its jumps, ``PiecewiseEnv(problem, None)`` offers ``step_torch``.
 
     :param problem: the problem
     """
 
     def __init__(self, problem: BoxProblem):
         super().__init__(PiecewiseEnv(problem, None))
-        self.action_space: spaces.Box = split_hybrid_space(self.env.action_space)[1]
+        self.action_space = split_hybrid_space(self.env.action_space)[1]
 
     def action(self, action: np.ndarray) -> tuple[int, np.ndarray]:
         return 0, action
@@ -333,7 +332,7 @@ def _cells(name: str, low: np.float32, high: np.float32, cuts: list[Threshold]) 
         if not (low <= highs[-1] and lows[-1] <= high):
             side = "below" if below else "above"
             raise ValueError(
-                f"{name}: {value}, which belongs to the cell {side} it, is outside the Box [{low}, {high}]: a cell would be empty"
+                f"{name}: {value}, which belongs to the cell {side} it, is outside the Box [{low}, {high}]: that cell is empty"
             )
         if lows[-2] > highs[-1]:
             raise ValueError(f"{name}: no float32 number lies between {value} and the threshold before it")

@@ -61,9 +61,8 @@ class ProcurementProblem(BoxProblem[InventoryState]):
         self.max_trucks = check_count("max_trucks", max_trucks)
         n_prices = np.size(unit_prices)
         prices = check_array("unit_prices", np.atleast_1d(unit_prices), (n_prices,), at_least=0.0)
-        if discount_quantities is None:
-            discount_quantities = DISCOUNT_QUANTITY * p * np.arange(1, n_prices)
-        breaks = check_array("discount_quantities", np.atleast_1d(discount_quantities), (n_prices - 1,), above=0.0)
+        quantities = DISCOUNT_QUANTITY * p * np.arange(1, n_prices) if discount_quantities is None else discount_quantities
+        breaks = check_array("discount_quantities", np.atleast_1d(quantities), (n_prices - 1,), above=0.0)
         for name, values, trend in (("unit_prices", prices, -1), ("discount_quantities", breaks, 1)):
             if (trend * np.diff(values) <= 0).any():
                 raise ValueError(f"{name} must {'increase' if trend > 0 else 'decrease'}, got {values.tolist()}")
