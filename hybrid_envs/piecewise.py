@@ -43,16 +43,16 @@ class BoxProblem(ABC, Generic[StateT]):
     functions as a :class:`~hybrid_envs.core.HybridEnv`. :class:`PiecewiseEnv` makes a hybrid environment of it, and
     :class:`BoxEnv` the original Gymnasium one.
 
-    Inside a jump-free piece the functions have to be differentiable almost everywhere. Comparisons such as
-    ``action.level >= self.price_break`` are welcome: each picks the branch of the piece b is in. Keep the numbers compared
-    with as float32 tensor attributes: thresholds are rounded to float32, as actions are, and 0.1 is not quite 0.1 in it.
+    Between jumps the functions have to be differentiable almost everywhere. Comparisons such as
+    ``action.level >= self.price_break`` are welcome: each picks the branch of the piece that b is in. Keep the numbers
+    compared with as float32 tensor attributes: thresholds are rounded to float32, as actions are, and 0.1 is not 0.1 in it.
 
     :param low: lower bounds of b, scalar or shape ``(n,)``, possibly infinite
     :param high: upper bounds of b, likewise
     :param action_size: n
     :param observation_size: d
     :param horizon: T, the number of periods of an episode
-    :param weights: w > 0, scalar or shape ``(n,)``, if the jumps depend on Σ_i w_i b_i instead of single coordinates; b is then
+    :param weights: w > 0, scalar or shape ``(n,)``, if the jumps depend on Σ_i w_i b_i, not on single coordinates; b is then
         bounded by 0 below and unbounded above, so that every total can be shared out in every way
     :param action_scale: typical magnitude of b, scalar or shape ``(n,)``
     :param observation_scale: typical magnitude of observations, scalar or shape ``(d,)``
@@ -150,9 +150,9 @@ class PiecewiseEnv(HybridEnv[StateT]):
     The hybrid environment of a problem that jumps: regime x is a cell between thresholds, the point says where in it.
 
     The cells cover the original Box without overlap, to the last float32: [q1, q2) ends at the largest float32 below q2.
-    Whatever the point, b is put into the cell of its regime. Without weights the cells are boxes, products of one interval for
-    each coordinate, and the point is b itself. With weights a cell is an interval of the total Σ_i w_i b_i, and the point is
-    this total followed by n proportions r in [0, 1]: b_i is the total's share r_i / Σ_k r_k, divided by w_i; equal shares where
+    Whatever the point, b is put into the cell of its regime. Without weights the cells are products of one interval for each
+    coordinate, and the point is b itself. With weights a cell is an interval of the total Σ_i w_i b_i, and the point is this
+    total followed by n proportions r in [0, 1]: b_i is the total's share r_i / Σ_k r_k, divided by w_i; equal shares where
     all r are 0. A single coordinate needs no proportion.
 
     :param problem: the original; a copy of it is simulated

@@ -171,26 +171,21 @@ def shared_costs(problem: ProcurementProblem, ends: np.ndarray, cover: int = 1) 
         that each further unit goes to
     """
     items = single_items(problem.warehouse)
-    mean = problem.warehouse.params.mean_demand
-    # every item may range as far as its share of the total, and once more to leave room for uneven sharing
-    share = mean / mean.sum()
-    centre = share * np.mean(ends)
-    reach = share * np.ptp(ends) * (0.5 if len(items) == 1 else 1.0)
-    low, high = np.floor(centre - reach).astype(int), np.ceil(centre + reach).astype(int)
+    lead_time = problem.warehouse.params.lead_time
+    # far enough for one item to make up for all others, which want to be between nothing and twice what they may be asked for
+    low = math.floor(ends[0] - 2 * problem.warehouse.params.mean_demand.sum() * (lead_time + cover))
+    levels = np.arange(low, int(ends[1]) + 1)
     costs = [
-        np.sum(
-            [item.period_cost(item.demand_over(item.lead_time + k), np.arange(a, b + 1)) for k in range(1, cover + 1)], axis=0
-        )
-        for item, a, b in zip(items, low, high, strict=True)
+        np.sum([item.period_cost(item.demand_over(lead_time + k), levels) for k in range(1, cover + 1)], axis=0)
+        for item in items
     ]
-    slopes = np.concatenate([np.diff(cost) for cost in costs])
-    owner = np.repeat(np.arange(len(items)), high - low)
-    order = np.argsort(slopes, kind="stable")
-    total = sum(cost[0] for cost in costs) + np.concatenate([[0.0], slopes[order].cumsum()])
-    skip = int(ends[0]) - int(low.sum())
-    start = low + np.bincount(owner[order[:skip]], minlength=len(items))
-    length = int(np.ptp(ends))
-    return total[skip : skip + length + 1], start, owner[order[skip : skip + length]]
+    slopes = np.diff(costs, axis=1)
+    order = np.argsort(slopes, axis=None, kind="stable")
+    owner = order // slopes.shape[1]
+    total = np.sum(costs, axis=0)[0] + np.concatenate([[0.0], slopes.flat[order].cumsum()])
+    first, last = (int(end) - len(items) * low for end in ends)
+    start = low + np.bincount(owner[:first], minlength=len(items))
+    return total[first : last + 1], start, owner[first:last]
 
 
 def solve(env: HybridProcurementEnv, tolerance: float = 1e-7) -> Solution:

@@ -1,6 +1,10 @@
 """The rewrite is exact: every action of the original is one action of the hybrid environment, at the same cost."""
 
 import math
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -98,12 +102,12 @@ def test_regimes_are_the_products_of_the_coordinates_cells():
 
 @given(st.data())
 def test_every_float_is_in_exactly_one_cell_and_that_is_the_regime_it_is_given(data):
-    values = data.draw(st.lists(st.floats(-4, 4, width=32), min_size=1, max_size=5, unique=True).map(sorted))
+    tenths = data.draw(st.lists(st.integers(-40, 40), min_size=1, max_size=5, unique=True).map(sorted))
+    values = [float(np.float32(tenth / 10)) for tenth in tenths]
     cuts = [Threshold(value, data.draw(st.booleans())) for value in values]
     env = PiecewiseEnv(JumpProblem(cuts, low=-5.0, high=5.0), [cuts])
-    near = data.draw(st.sampled_from(values))
-    candidates = st.sampled_from([near, next_to(near, -9), next_to(near, 9)]) | st.floats(-5, 5, width=32)
-    b = np.float32(data.draw(candidates))
+    near = [number for value in values for number in (value, next_to(value, -9), next_to(value, 9))]
+    b = np.float32(data.draw(st.sampled_from(near) | st.floats(-5, 5, width=32)))
     low, high = env.action_bounds[:, 0].T
     inside = np.flatnonzero((low <= b) & (b <= high))
     assert inside.tolist() == env.to_hybrid(torch.tensor([[b]])).regime.tolist()
@@ -243,6 +247,17 @@ def test_a_float64_point_between_two_float32_numbers_goes_to_the_side_its_compar
     env = PiecewiseEnv(JumpProblem(HALF_OPEN), [HALF_OPEN]).to(dtype=torch.float64)
     b = torch.tensor([[3.0 - 1e-12], [3.0 + 1e-12]], dtype=torch.float64)
     assert env.to_hybrid(b).regime.tolist() == [2, 4]
+
+
+def test_the_example_of_the_page_runs_and_prints_the_cells_it_shows(tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "piecewise.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    (shown,) = re.findall(r"```text\n(.*?)```", page, flags=re.DOTALL)
+    script = tmp_path / "snippets.py"
+    script.write_text("\n".join(snippets), encoding="utf-8")
+    result = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == shown
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------------------
