@@ -3,8 +3,8 @@ One problem that jumps, four ways to optimise it: through the jump, straight-thr
 
     python -m benchmarks.jumps [--quick] [--seeds 0 1 2] [--out benchmarks/results]
 
-The problem is HybridProcurement-v0 with one item, whose optimum is known by dynamic programming. All methods get the same
-number of environment steps. Writes jumps.csv and jumps.png.
+The problem is HybridProcurement-v0 with one item and 50 periods, whose optimum is known by dynamic programming. All methods
+get the same number of environment steps. Writes jumps.csv and jumps.png.
 """
 
 import argparse
@@ -33,6 +33,7 @@ from sb3_hpo import HPO
 from sb3_hpo.callbacks import CostCallback
 from sb3_hpo.vec_env import HybridVecEnv
 
+HORIZON = 50
 N_SCENARIOS = 64
 ITERATIONS = 80
 REACH = 60.0
@@ -118,21 +119,22 @@ def hpo(env: HybridEnv, evaluated_on: HybridEnv, seed: int, steps: int, points: 
 
 
 def through_the_jump(seed: int, steps: int, points: int) -> CostCallback:
-    plain = PiecewiseEnv(ProcurementProblem(1), None)
+    plain = PiecewiseEnv(ProcurementProblem(1, horizon=HORIZON), None)
     return hpo(plain, plain, seed, steps, points)  # with one regime HPO is the pathwise gradient alone
 
 
 def straight_through(seed: int, steps: int, points: int) -> CostCallback:
-    relaxed = PiecewiseEnv(StraightThroughProblem(1), None)
-    return hpo(relaxed, PiecewiseEnv(ProcurementProblem(1), None), seed, steps, points)
+    relaxed = PiecewiseEnv(StraightThroughProblem(1, horizon=HORIZON), None)
+    return hpo(relaxed, PiecewiseEnv(ProcurementProblem(1, horizon=HORIZON), None), seed, steps, points)
 
 
 def rewritten(seed: int, steps: int, points: int) -> CostCallback:
-    return hpo(HybridProcurementEnv(1), HybridProcurementEnv(1), seed, steps, points)
+    env = HybridProcurementEnv(1, horizon=HORIZON)
+    return hpo(env, env, seed, steps, points)
 
 
 def ppo(seed: int, steps: int, points: int) -> CostCallback:
-    problem = ProcurementProblem(1)
+    problem = ProcurementProblem(1, horizon=HORIZON)
     model = PPO(
         "MlpPolicy",
         VecNormalize(BoxVecEnv(problem), norm_obs=False, gamma=0.99),
@@ -172,7 +174,7 @@ def draw(rows: list[Row], path: Path) -> None:
     """Left: what an order costs. Right: distance from the optimum against environment steps."""
     figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
     supply, curves = figure.subplots(1, 2, width_ratios=(1, 1.6))
-    problem = ProcurementProblem(1)
+    problem = ProcurementProblem(1, horizon=HORIZON)
     orders = torch.linspace(0, REACH, 2401).unsqueeze(1)
     cost = problem.supply_cost(BoxAction(orders, orders)).squeeze(1).numpy()
     ends = np.searchsorted(orders.squeeze(1).numpy(), [jump.value for jump in problem.thresholds], side="right")
@@ -205,8 +207,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)  # an unwritable folder fails here, before any work
-    env = HybridProcurementEnv(1)
-    iterations, points, n_scenarios = (3, 3, 400) if args.quick else (args.iterations, 16, 2000)
+    env = HybridProcurementEnv(1, horizon=HORIZON)
+    iterations, points, n_scenarios = (3, 3, 400) if args.quick else (args.iterations, 10, 2000)
     steps = iterations * N_SCENARIOS * env.horizon
     optimum = TotalOrders.best(env)
     print(f"optimum {optimum.cost:.3f} per period in the long run; {steps:,} environment steps, {iterations} iterations")
