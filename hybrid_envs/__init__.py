@@ -10,20 +10,27 @@ from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.dual_sourcing import HybridDualSourcingEnv
 from hybrid_envs.inventory import HybridInventoryEnv
 from hybrid_envs.moving import HybridMovingEnv, HybridSlidingEnv
+from hybrid_envs.piecewise import BoxEnv, BoxProblem, PiecewiseEnv, Threshold
+from hybrid_envs.procurement import HybridProcurementEnv
 from hybrid_envs.spaces import HybridAction
 from hybrid_envs.switched_lqr import HybridSwitchedLQREnv
 from hybrid_envs.vector import HybridVectorEnv
 
 __all__ = [
+    "BoxEnv",
+    "BoxProblem",
     "HybridAction",
     "HybridDualSourcingEnv",
     "HybridEnv",
     "HybridInventoryEnv",
     "HybridMovingEnv",
     "HybridSlidingEnv",
+    "HybridProcurementEnv",
     "HybridSwitchedLQREnv",
     "HybridVectorEnv",
+    "PiecewiseEnv",
     "StepResult",
+    "Threshold",
     "check_hybrid_env",
     "register",
 ]
@@ -47,4 +54,5 @@ register("HybridDualSourcing-v0", HybridDualSourcingEnv)
 register("HybridInventory-v0", HybridInventoryEnv)
 register("HybridMoving-v0", HybridMovingEnv)
 register("HybridSliding-v0", HybridSlidingEnv)
+register("HybridProcurement-v0", HybridProcurementEnv)
 register("HybridSwitchedLQR-v0", HybridSwitchedLQREnv)
