@@ -10,6 +10,7 @@ from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.inventory import HybridInventoryEnv
 from hybrid_envs.spaces import HybridAction
 from hybrid_envs.switched_lqr import HybridSwitchedLQREnv
+from hybrid_envs.unit_commitment import HybridUnitCommitmentEnv
 from hybrid_envs.vector import HybridVectorEnv
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "HybridEnv",
     "HybridInventoryEnv",
     "HybridSwitchedLQREnv",
+    "HybridUnitCommitmentEnv",
     "HybridVectorEnv",
     "StepResult",
     "check_hybrid_env",
@@ -40,3 +42,4 @@ def _make_vec(id: str, *, num_envs: int, **kwargs: Any) -> HybridVectorEnv:
 
 register("HybridInventory-v0", HybridInventoryEnv)
 register("HybridSwitchedLQR-v0", HybridSwitchedLQREnv)
+register("HybridUnitCommitment-v0", HybridUnitCommitmentEnv)
