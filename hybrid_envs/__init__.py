@@ -14,6 +14,7 @@ from hybrid_envs.piecewise import BoxEnv, BoxProblem, PiecewiseEnv, Threshold
 from hybrid_envs.procurement import HybridProcurementEnv
 from hybrid_envs.spaces import HybridAction
 from hybrid_envs.switched_lqr import HybridSwitchedLQREnv
+from hybrid_envs.unit_commitment import HybridUnitCommitmentEnv
 from hybrid_envs.vector import HybridVectorEnv
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "HybridSlidingEnv",
     "HybridProcurementEnv",
     "HybridSwitchedLQREnv",
+    "HybridUnitCommitmentEnv",
     "HybridVectorEnv",
     "PiecewiseEnv",
     "StepResult",
@@ -56,3 +58,4 @@ register("HybridMoving-v0", HybridMovingEnv)
 register("HybridSliding-v0", HybridSlidingEnv)
 register("HybridProcurement-v0", HybridProcurementEnv)
 register("HybridSwitchedLQR-v0", HybridSwitchedLQREnv)
+register("HybridUnitCommitment-v0", HybridUnitCommitmentEnv)

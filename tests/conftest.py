@@ -31,6 +31,16 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
     ("HybridProcurement-v0", {"n_items": 1, "min_order": 0.0, "truck_capacity": 20.0, "discount_quantities": [20.0]}),
     ("HybridSwitchedLQR-v0", {"n_dims": 1, "n_modes": 1}),
     ("HybridSwitchedLQR-v0", {"n_dims": 5, "n_modes": 3, "horizon": 7}),
+    (
+        "HybridUnitCommitment-v0",
+        {
+            "n_generators": 8,
+            "commitments": "merit_order",
+            "surplus_cost": 0.1,
+            "series": np.random.default_rng(0).uniform(20, 60, (24 * 9, 2)) * [2, 1],
+            "horizon": 30,
+        },
+    ),
 ]
 
 

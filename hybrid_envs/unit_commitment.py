@@ -1,0 +1,241 @@
+"""Unit commitment: which generators of a microgrid to run, at what output, and what to do with the battery."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from hybrid_envs.core import Frame, HybridEnv, check_array, check_count
+from hybrid_envs.microgrid import make_microgrid, regime_units
+from hybrid_envs.net_load import HOURS, generated_net_load, recorded_net_load
+from hybrid_envs.rendering import draw_episode
+from hybrid_envs.spaces import HybridAction
+
+FORECAST_HOURS = 6
+
+
+class UnitCommitmentState(NamedTuple):
+    """
+    ``on``: the units that ran last period, 0 or 1, shape ``(batch, n_generators)``; ``energy``: in the battery, kWh, and
+    ``deviation``: of the last period's net load from its mean, in standard deviations, both ``(batch, 1)``.
+    """
+
+    on: torch.Tensor
+    energy: torch.Tensor
+    deviation: torch.Tensor
+    period: torch.Tensor
+
+
+class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
+    """
+    ## Description
+    Run a microgrid of ``n_generators`` generators and a battery hour by hour, before the hour's demand and renewables are
+    seen. A unit that is on costs even when idling, has a minimum output, and is paid for when it starts.
+
+    ## Action Space
+    ``Tuple(Discrete(J), Box(n_generators + 1))``: regime x says which units are on, any set of them (J = 2^p, p <= 6), or with
+    ``commitments="merit_order"`` the x cheapest per kWh at full output (J = p + 1), which scales to dozens of units. The point
+    b holds each unit's output in kW, in [min_output, max_output] if on and 0 if off, then the battery's charge at the bus,
+    negative for discharge, within ±battery_power.
+
+    ## Observation Space
+    ``Box(-inf, inf, (n_generators + 10,))``: share of the episode gone, sine and cosine of the hour, units that ran last
+    period, battery level as a share of its capacity, and forecasts of net load for this hour and the next five, divided by
+    the peak of its mean.
+
+    ## Dynamics
+    Net load is demand less renewables, mean_h + std_h·z in hour h; the forecast is its mean given the last z. A charge c takes
+    the battery's energy to E' = E + ηc, a discharge (c < 0) to E' = E + c/η, cut to [0, E_max]: what the battery cannot take
+    or give does not flow. What is then missing at the bus is shortage, what is left over is curtailed.
+
+    ## Rewards
+    Minus the hour's cost: Σ_i on_i·(no_load_cost_i + fuel_cost_i·output_i) + start_cost_i if unit i was off and is on,
+    shortage_cost per kWh short and surplus_cost per kWh curtailed. Results are quoted as the cost of an episode.
+
+    ## Starting State
+    Midnight, all units off, the battery half full. Energy left at the end of an episode is worth nothing.
+
+    ## Episode End
+    Truncated after ``horizon`` periods; never terminated.
+
+    ## Differentiability
+    State, observation and reward carry gradients to the state and b. There are kinks where the bus is balanced (shortage on
+    one side, surplus on the other), where the battery is full or empty, and where c = 0; there are no jumps: starting,
+    idling and minimum output depend on x and the units on alone. Generated net load is continuous, so that the first kink has
+    probability zero.
+
+    ## Arguments
+    :param n_generators: p
+    :param commitments: ``"all"`` or ``"merit_order"``
+    :param min_output: of a unit that is on, kW; 50 % (large units) to 25 % (small units) of ``max_output`` unless given
+    :param max_output: kW; the units' sizes fall from 3 to 1 and sum to 1.1 times the peak of mean demand unless given
+    :param fuel_cost: per kWh; rising from 0.15 to 0.35 unless given
+    :param no_load_cost: per hour on; 0.05 to 0.02 times ``max_output`` unless given
+    :param start_cost: per start; 0.4 to 0.1 times ``max_output`` unless given
+    :param battery_energy: E_max, kWh; half an hour of the peak unless given
+    :param battery_power: kW, of charge and discharge at the bus; 20 % of the peak unless given
+    :param efficiency: η of charging and of discharging, above 0 and at most 1
+    :param shortage_cost: per kWh of unserved load
+    :param surplus_cost: per kWh curtailed
+    :param peak_demand: of the generated day, kW; 100 unless given
+    :param renewable_share: the sun's output at noon, as a share of ``peak_demand``; 0.4 unless given
+    :param series: instead of the generated day, the path of a CSV file with columns hour, demand, renewables (one row an hour,
+        without gaps), or an array of demand and renewables from midnight on, shape ``(hours, 2)``; scenarios are its days
+    :param horizon: T, hours of an episode
+    :param render_mode: ``None`` or ``"rgb_array"``
+    :raises ValueError: naming the argument, its value and what is allowed
+
+    ## Version History
+    v0: initial version
+    """
+
+    def __init__(
+        self,
+        n_generators: int = 3,
+        *,
+        commitments: str = "all",
+        min_output: float | np.ndarray | None = None,
+        max_output: float | np.ndarray | None = None,
+        fuel_cost: float | np.ndarray | None = None,
+        no_load_cost: float | np.ndarray | None = None,
+        start_cost: float | np.ndarray | None = None,
+        battery_energy: float | None = None,
+        battery_power: float | None = None,
+        efficiency: float = 0.95,
+        shortage_cost: float = 3.0,
+        surplus_cost: float = 0.0,
+        peak_demand: float | None = None,
+        renewable_share: float | None = None,
+        series: str | Path | np.ndarray | None = None,
+        horizon: int = HOURS,
+        render_mode: str | None = None,
+    ):
+        check_count("n_generators", n_generators)
+        check_count("horizon", horizon)
+        if series is None:
+            peak_demand = 100.0 if peak_demand is None else float(check_array("peak_demand", peak_demand, (), above=0.0))
+            share = (
+                0.4 if renewable_share is None else float(check_array("renewable_share", renewable_share, (), at_least=0.0))
+            )
+            self.net_load = generated_net_load(peak_demand, share)
+        else:
+            for name, value in (("peak_demand", peak_demand), ("renewable_share", renewable_share)):
+                if value is not None:
+                    raise ValueError(f"{name} = {value} is for the generated day, not for series")
+            self.net_load = recorded_net_load(series, horizon)
+        self.params = make_microgrid(
+            n_generators,
+            self.net_load.peak,
+            min_output=min_output,
+            max_output=max_output,
+            fuel_cost=fuel_cost,
+            no_load_cost=no_load_cost,
+            start_cost=start_cost,
+            battery_energy=battery_energy,
+            battery_power=battery_power,
+            efficiency=efficiency,
+            shortage_cost=shortage_cost,
+            surplus_cost=surplus_cost,
+        )
+        units_on = regime_units(commitments, self.params.merit_order)
+        limits = np.stack([self.params.min_output, self.params.max_output], axis=-1)
+        battery = np.tile(self.params.battery_power * np.array([-1.0, 1.0]), (len(units_on), 1, 1))
+        super().__init__(
+            action_bounds=np.concatenate([units_on[:, :, None] * limits, battery], axis=1),
+            observation_size=n_generators + 4 + FORECAST_HOURS,
+            horizon=horizon,
+            action_scale=np.append(self.params.max_output, self.params.battery_power),
+            render_mode=render_mode,
+        )
+        self.n_generators, self.commitments = n_generators, commitments
+        as_tensor = partial(torch.tensor, dtype=self.dtype)
+        self.units_on = as_tensor(units_on)
+        self.min_output, self.max_output = as_tensor(self.params.min_output), as_tensor(self.params.max_output)
+        self.fuel_cost, self.no_load_cost = as_tensor(self.params.fuel_cost), as_tensor(self.params.no_load_cost)
+        self.start_cost = as_tensor(self.params.start_cost)
+        self.mean, self.std = as_tensor(self.net_load.mean), as_tensor(self.net_load.std)
+        hours = np.arange(HOURS)[:, None] + np.arange(FORECAST_HOURS)
+        fade = self.net_load.persistence ** np.arange(1, FORECAST_HOURS + 1)
+        self.expected = as_tensor(self.net_load.mean[hours % HOURS] / self.net_load.peak)
+        self.carried = as_tensor(fade * self.net_load.std[hours % HOURS] / self.net_load.peak)  # of the last deviation
+        angle = 2 * np.pi * np.arange(HOURS) / HOURS
+        self.clock = as_tensor(np.stack([np.sin(angle), np.cos(angle)], axis=-1))
+        if self.net_load.recorded is not None:
+            self.recorded = as_tensor(self.net_load.recorded)
+
+    def initial(self, batch_size: int, generator: torch.Generator) -> UnitCommitmentState:
+        zeros = torch.zeros(batch_size, self.n_generators + 2, dtype=self.dtype, device=self.device)
+        return UnitCommitmentState(
+            on=zeros[:, 2:],
+            energy=zeros[:, :1] + self.params.start_energy,
+            deviation=zeros[:, 1:2],
+            period=torch.zeros(batch_size, dtype=torch.int64, device=self.device),
+        )
+
+    def sample_noise(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+        """
+        :return: deviations z of net load from its mean, in standard deviations, shape ``(horizon, batch, 1)``
+        """
+        if self.net_load.recorded is not None:
+            days = torch.randint(len(self.recorded), (batch_size,), generator=generator, device=self.device)
+            return self.recorded[days].T.unsqueeze(-1)
+        shocks = torch.randn(self.horizon, batch_size, 1, generator=generator, dtype=self.dtype, device=self.device)
+        persistence = self.net_load.persistence
+        deviations = [torch.zeros_like(shocks[0])]
+        for shock in shocks:
+            deviations.append(persistence * deviations[-1] + (1 - persistence**2) ** 0.5 * shock)
+        return torch.stack(deviations[1:])
+
+    def transition(self, state: UnitCommitmentState, action: HybridAction, noise: torch.Tensor) -> UnitCommitmentState:
+        energy = state.energy + self._stored_per_kwh(action) * action.point[:, -1:]
+        return UnitCommitmentState(
+            on=self.units_on[action.regime],
+            energy=energy.clamp(0.0, self.params.battery_energy),
+            deviation=noise,
+            period=state.period,
+        )
+
+    def reward(
+        self, state: UnitCommitmentState, action: HybridAction, noise: torch.Tensor, next_state: UnitCommitmentState
+    ) -> torch.Tensor:
+        on, hour = next_state.on, state.period % HOURS
+        output = on * action.point[:, :-1].clamp(self.min_output, self.max_output)
+        charge = (next_state.energy - state.energy) / self._stored_per_kwh(action)
+        net_load = self.mean[hour] + self.std[hour] * noise[:, 0]
+        residual = net_load + charge[:, 0] - output.sum(dim=1)
+        shortage = residual.clamp(min=0)
+        cost = on @ self.no_load_cost + output @ self.fuel_cost + (on * (1 - state.on)) @ self.start_cost
+        return -(cost + self.params.shortage_cost * shortage + self.params.surplus_cost * (shortage - residual))
+
+    def _stored_per_kwh(self, action: HybridAction) -> torch.Tensor:
+        """Energy that enters or leaves the battery per kWh at the bus: η when charging, 1/η when discharging."""
+        efficiency = self.params.efficiency
+        return torch.where(action.point[:, -1:] > 0, efficiency, 1 / efficiency).to(self.dtype)
+
+    def observation(self, state: UnitCommitmentState) -> torch.Tensor:
+        hour = state.period % HOURS
+        gone = (state.period / self.horizon).to(self.dtype).unsqueeze(1)
+        forecast = self.expected[hour] + self.carried[hour] * state.deviation
+        level = state.energy / self.params.battery_energy
+        return torch.cat([gone, self.clock[hour], state.on, level, forecast], dim=1)
+
+    def reference_policy(self) -> Any:
+        """The rule-based operator, its parameters chosen by simulation."""
+        from hybrid_envs.solvers.unit_commitment import MeritOrderOperator  # the solvers import this module
+
+        return MeritOrderOperator.best(self)
+
+    def draw(self, frames: list[Frame]) -> np.ndarray:
+        """Battery level and units on, and the cost of each hour with the commitment marked."""
+        levels = np.array([float(frame.state.energy) / self.params.battery_energy for frame in frames])
+        running = np.array([float(frame.state.on[0].mean()) for frame in frames])
+        names = {
+            frame.regime: "units " + (" ".join(str(i) for i in torch.nonzero(frame.state.on[0]).flatten().tolist()) or "none")
+            for frame in frames
+            if frame.regime is not None
+        }
+        return draw_episode(
+            frames, np.stack([levels, running], axis=1), "battery level, share of units on", names, self.horizon
+        )
