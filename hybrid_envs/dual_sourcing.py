@@ -119,7 +119,8 @@ class HybridDualSourcingEnv(HybridEnv[DualSourcingState]):
 
     ## References
     Instance: Veeraraghavan and Scheller-Wolf (2008), Operations Research 56(4); Gijsbrechts, Boute, Van Mieghem and Zhang
-    (2022), Manufacturing & Service Operations Management 24(3), which trains a neural policy on it.
+    (2022), Manufacturing & Service Operations Management 24(3); Böttcher, Asikis and Fragkos (2023), INFORMS Journal on
+    Computing 35(6), who train networks on it by gradients through the simulator.
 
     ## Version History
     v0: initial version
@@ -235,7 +236,7 @@ class HybridDualSourcingEnv(HybridEnv[DualSourcingState]):
         return best_dual_sourcing(self)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
-        """Stock on hand per item, and the cost of each period with the sources used marked."""
+        """Stock on hand per item, and the cost of each period with the sources used."""
         on_hand = np.array([frame.state.stock[0, 0].cpu().numpy() for frame in frames])
         return draw_episode(frames, on_hand, "stock on hand", REGIMES, self.horizon)
 

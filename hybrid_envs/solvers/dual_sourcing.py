@@ -74,7 +74,7 @@ class DualSourcingProblem:
             tight = Grid(low <= grid.low, high >= grid.high, most >= grid.most)
             if not any(tight):
                 return table
-            grid = Grid(*(bound + (3 * bound // 4 if full else 0) for bound, full in zip(grid, tight, strict=True)))
+            grid = Grid(*(bound * (1 + full) for bound, full in zip(grid, tight, strict=True)))
 
     def n_states(self, grid: Grid) -> int:
         """
@@ -211,9 +211,9 @@ class Levels(NamedTuple):
 class CappedDualIndex(ReferencePolicy):
     """
     The capped dual index policy (Sun and Van Mieghem 2019), made to share fixed costs. Stock on hand is expedited up to
-    ``expedited_level``. Then the inventory position (on hand and on order) is raised from the regular source up to
-    ``regular_level``, by at most ``cap``. Each source is used once what is due from it adds up to its least order over the
-    items.
+    ``expedited_level``. Then the inventory position (on hand and on order, with what was just expedited) is raised from the
+    regular source up to ``regular_level``, by at most ``cap``. Each source is used once what is due from it adds up to its
+    least order over the items.
 
     :param env: the problem
     :param levels: the parameters; scalars are spread over the items
@@ -326,15 +326,16 @@ class _Family:
 
     def __init__(self, env: HybridDualSourcingEnv):
         params = env.params
-        self.mean, std, periods = params.mean_demand, _deviation(env), params.lead_time + 1
+        mean, std, periods = params.mean_demand, _deviation(env), params.lead_time + 1
         penalty = params.holding_cost + params.underage_cost
         ratio = np.where(penalty > 0, params.underage_cost / np.where(penalty > 0, penalty, 1.0), 0.5)
         reach = std * (2 * REACH + norm.ppf(np.clip(ratio, 0.01, 0.999)))
-        self.lots = env.action_scale.reshape(2, -1).astype(np.float64)  # regular and expedited
-        self.expedited = self.mean - REACH * std, reach
-        self.regular = periods * self.mean - REACH * math.sqrt(periods) * std, math.sqrt(periods) * reach + self.lots[0]
-        self.cap = self.lots[0] + 2 * std
-        self.least_expedited = (self.lots[1] + self.mean + 2 * std).sum(keepdims=True)
+        regular_lot, expedited_lot = env.action_scale.reshape(2, -1).astype(np.float64)
+        # Levels: the least, and the distance to the largest
+        self.expedited = mean - REACH * std, reach
+        self.regular = periods * mean - REACH * math.sqrt(periods) * std, math.sqrt(periods) * reach + regular_lot
+        self.cap = regular_lot + 2 * std
+        self.least_expedited = (expedited_lot + mean + 2 * std).sum(keepdims=True)
         self.whole = env.demand in ("uniform", "poisson")
 
     def levels(self, shares: np.ndarray) -> Levels:

@@ -96,17 +96,19 @@ def test_the_evaluation_callback_goes_on_with_its_scenarios_its_records_and_its_
 
 
 def test_evaluations_without_improvement_are_counted_across_a_resume(tmp_path: Path) -> None:
-    def last_step(kill_at: float | None = None) -> int:
+    def end(kill_at: float | None = None) -> tuple[int, float]:
         stop = StopTrainingOnNoModelImprovement(max_no_improvement_evals=2)
         callback = EvalCallback(
             make_vec_env(inventory, 1), callback_after_eval=stop, eval_freq=5, n_eval_episodes=1, verbose=0
         )
-        callback.best_mean_reward = 0.0  # rewards are negative: there is never a better one
-        return train(hybrid_ppo(), tmp_path, kill_at=kill_at, callbacks=(callback,)).num_timesteps
+        if kill_at is not None:  # rewards are negative: there is never a better one; the resumed run knows from the checkpoint
+            callback.best_mean_reward = 0.0
+        model = train(hybrid_ppo(), tmp_path, kill_at=kill_at, callbacks=(callback,))
+        return model.num_timesteps, callback.best_mean_reward
 
     with pytest.raises(Killed):
-        last_step(kill_at=2.3)
-    assert last_step() == 4 * 5 * 3  # three evaluations after the first, in steps of three environments
+        end(kill_at=2.3)
+    assert end() == (4 * 5 * 3, 0.0)  # three evaluations after the first, in steps of three environments
 
 
 def test_callbacks_that_count_go_on_counting(tmp_path: Path) -> None:
