@@ -213,13 +213,13 @@ class HybridProcurementEnv(PiecewiseEnv[InventoryState]):
     def __init__(self, n_items: int | None = None, *, render_mode: str | None = None, **arguments: Any):
         problem = ProcurementProblem(n_items, **arguments)
         super().__init__(problem, problem.thresholds, render_mode=render_mode)
-        self.n_items, self.params = problem.n_items, arguments
+        self.n_items, self.params = problem.n_items, {"n_items": n_items, **arguments}
 
     def reference_policy(self) -> Any:
-        """Dynamic programming on the total: the optimum of one item; only for Poisson demand and jumps at whole units."""
-        from hybrid_envs.solvers.procurement import TotalOrders, whole_units  # the solvers import this module
+        """Dynamic programming on the total: the optimum of one item. None for other demand than Poisson and broken units."""
+        from hybrid_envs.solvers.procurement import TotalOrders, obstacle  # the solvers import this module
 
-        return TotalOrders.best(self) if whole_units(self) else None
+        return None if obstacle(self) else TotalOrders.best(self)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Inventory position per item, and the cost of each period with the orders marked."""

@@ -18,11 +18,28 @@ MAX_ITERATIONS = 20_000
 TAIL = 1e-12
 
 
-def whole_units(env: HybridProcurementEnv) -> bool:
+def obstacle(env: HybridProcurementEnv) -> str | None:
     """
-    :return: whether demand is Poisson and every jump at a whole number of units, which :class:`TotalOrders` needs
+    :return: what keeps :class:`TotalOrders` from solving the problem, ``None`` if nothing does
     """
-    return env.problem.warehouse.demand == "poisson" and all(jump.value.is_integer() for jump in env.problem.thresholds)
+    params = env.problem.warehouse.params
+    if env.problem.warehouse.demand != "poisson":
+        return f"demand = {env.problem.warehouse.demand!r}; it must be 'poisson'"
+    for jump in env.problem.thresholds:
+        if not jump.value.is_integer():
+            return f"the cost jumps at a total of {jump.value}; it must be a whole number"
+    for name, cost in (("holding_cost", params.holding_cost), ("underage_cost", params.underage_cost)):
+        if not (cost > 0).all():
+            return f"{name}[{np.argmin(cost)}] = {cost.min()}; it must be > 0"
+    return None
+
+
+def require(env: HybridProcurementEnv) -> None:
+    """
+    :raises ValueError: naming what keeps :class:`TotalOrders` from solving the problem
+    """
+    if reason := obstacle(env):
+        raise ValueError(f"TotalOrders: {reason}")
 
 
 class Cell(NamedTuple):
@@ -63,7 +80,7 @@ class TotalOrders(ReferencePolicy):
     kink stocks are on, the expected cost is linear in the cumulative orders, under constraints on them and their differences
     only; such a constraint matrix is totally unimodular, and so some optimum is whole.
 
-    :param env: the problem, with Poisson demand and jumps at whole numbers of units
+    :param env: the problem, with Poisson demand, jumps at whole numbers of units, and costs h and u above 0
     :param positions: total inventory positions, consecutive integers; positions outside are treated as the nearest
     :param orders: the total to order at each, 0 or in the interval of a regime; same shape
     :param cover: periods
@@ -74,11 +91,7 @@ class TotalOrders(ReferencePolicy):
     """Per item and period; equals ``cost`` for one item, up to the tolerance of the solver."""
 
     def __init__(self, env: HybridProcurementEnv, positions: np.ndarray, orders: np.ndarray, cover: int = 1):
-        if not whole_units(env):
-            raise ValueError(
-                f"TotalOrders: demand = {env.problem.warehouse.demand!r}, jumps at "
-                f"{[jump.value for jump in env.problem.thresholds]}; it needs Poisson demand and whole units"
-            )
+        require(env)
         self.positions = check_array("positions", positions, np.shape(positions))
         self.orders = check_array("orders", orders, self.positions.shape, at_least=0.0)
         self.mean_demand = env.problem.warehouse.params.mean_demand
@@ -130,7 +143,7 @@ class TotalOrders(ReferencePolicy):
 
         :param n_scenarios: of the simulation
         :param seed: of the scenarios
-        :raises ValueError: for demand other than Poisson and jumps at broken numbers of units
+        :raises ValueError: naming what keeps it from solving the problem
         """
         solution = solve(env)
         tried: list[TotalOrders] = []
@@ -192,21 +205,27 @@ def solve(env: HybridProcurementEnv, tolerance: float = 1e-7) -> Solution:
     """
     Relative value iteration for the average cost on a grid of total positions. Whatever the values V, the least and the
     largest of (T V - V)(x) over the grid enclose the optimum on it (Odoni 1969), which is the certificate: iteration ends once
-    they agree. Above, the grid is widened until no order reaches its end. Demand that would lead out of it below leads to
-    its lowest position, where an order has long been due.
+    they agree. Demand that would lead out of the grid below leads to its lowest position. The grid is widened until its ends
+    do not matter: until no order reaches the upper end, and no demand the lower one from where nothing is ordered.
 
-    :param env: the problem, with Poisson demand and jumps at whole numbers of units
+    :param env: the problem
     :param tolerance: relative difference of the bounds
+    :raises ValueError: naming what keeps it from solving the problem
     :raises RuntimeError: if the bounds do not agree after 20,000 iterations
     """
+    require(env)
     params, cells = env.problem.warehouse.params, cells_of(env.problem, env.action_bounds)
     mean = float(params.mean_demand.sum())
-    span = 10 * mean + 2 * max(cell.low for cell in cells)
+    centre, span = mean * (params.lead_time + 1), 10 * mean + 2 * max(cell.low for cell in cells)
     while True:
-        centre = mean * (params.lead_time + 1)
         positions = np.arange(round(centre - span), round(centre + span) + 1)
         solution = _iterate(env.problem, cells, positions, tolerance)
-        if (positions + solution.orders)[solution.orders > 0].max() < positions[-1]:
+        orders = solution.orders > 0
+        if (
+            orders.any()
+            and (positions + solution.orders)[orders].max() < positions[-1]
+            and positions[~orders].min() - poisson.isf(TAIL, mean) > positions[0]
+        ):
             return solution
         span *= 2
 

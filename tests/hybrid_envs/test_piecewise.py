@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybrid_envs import BoxEnv, BoxProblem, HybridAction, PiecewiseEnv, Threshold, check_hybrid_env
+from hybrid_envs.spaces import feasible_actions
 from hybrid_envs.vector import HybridVectorEnv
 from sb3_hpo.policies import Tower
 
@@ -203,6 +204,7 @@ def test_a_cell_of_zero_alone_gives_exactly_zero():
     tower = Tower(env.action_bounds, env.action_scale)
     assert tower(torch.full((1, 2), 5.0))[0, 0].item() == 0.0
     assert env.to_box(HybridAction(torch.tensor([0]), torch.tensor([[7.0]]))).point.item() == 0.0
+    assert feasible_actions(torch.tensor([[0.0, 7.0]]), env.action_bounds) == [(0, 0.0)]
 
 
 # ---- as environments ---------------------------------------------------------------------------------------------------

@@ -282,9 +282,22 @@ def test_regimes_without_a_whole_quantity_are_passed_over():
 
 
 def test_problems_that_it_does_not_solve_are_refused_by_name():
-    assert HybridProcurementEnv(1, min_order=2.5).reference_policy() is None
-    assert HybridProcurementEnv(demand=np.ones((1, 100, 2))).reference_policy() is None
-    with pytest.raises(ValueError, match=r"TotalOrders: demand = 'normal', jumps at .*; it needs Poisson demand"):
-        TotalOrders(HybridProcurementEnv(1, demand="normal"), np.arange(3), np.zeros(3))
+    for kwargs, message in (
+        ({"demand": "normal"}, r"TotalOrders: demand = 'normal'; it must be 'poisson'"),
+        ({"min_order": 2.5}, r"TotalOrders: the cost jumps at a total of 2.5; it must be a whole number"),
+        ({"holding_cost": 0.0}, r"TotalOrders: holding_cost\[0\] = 0.0; it must be > 0"),
+        ({"underage_cost": 0.0}, r"TotalOrders: underage_cost\[0\] = 0.0; it must be > 0"),
+    ):
+        env = HybridProcurementEnv(1, **kwargs)
+        assert env.reference_policy() is None
+        with pytest.raises(ValueError, match=message):
+            solve(env)
     with pytest.raises(ValueError, match=r"orders\[1\] = 2.0 is refused: it is below 10"):
         TotalOrders(HybridProcurementEnv(1), np.arange(3), np.array([0.0, 2.0, 0.0]))
+
+
+def test_the_grid_is_widened_to_where_waiting_ends():
+    """With underage all but free, orders are put off far beyond the first grid."""
+    solution = solve(HybridProcurementEnv(**SMALL | {"underage_cost": 0.02}))
+    assert solution.positions[solution.orders == 0].min() < 6 - (10 * 2 + 2 * 11)
+    assert solution.upper == pytest.approx(solution.lower, rel=1e-6)
