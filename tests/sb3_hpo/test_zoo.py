@@ -243,7 +243,7 @@ def test_a_bad_flag_ends_the_process_with_one_line_and_code_2(tmp_path):
         (["train", "--algo", "hpo", "--env", ID, "--conf-file", "nowhere.yml"], "nowhere.yml"),
         (["train", "--algo", "hpo", "--env", ID, "-i", "nowhere.zip"], "nowhere.zip"),
         (["train", "--algo", "hpo", "--env", ID, "--gym-packages", "nowhere"], "'nowhere'"),
-        (["train", "--algo", "hpo", "--env", ID, "--entry", "papre"], "no entry 'papre'; it has default, HybridInventory-v0"),
+        (["train", "--algo", "hpo", "--env", ID, "--entry", "papre"], "no entry 'papre'; it has default, Hybrid"),
         (["train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items"], "'n_items' is not NAME:VALUE"),
         (["train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items:two"], "name 'two' is not defined"),
         (["train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items:-1"], "n_items"),
