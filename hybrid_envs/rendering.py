@@ -69,7 +69,8 @@ def draw_episode(
     cost_axes.set_xlabel("period")
     cost_axes.set_ylabel("cost")
     cost_axes.set_xlim(-0.5, horizon + 0.5)
-    cost_axes.legend(loc="upper right", fontsize="small")
+    if regime_names:
+        cost_axes.legend(loc="upper right", fontsize="small")
     if crowded:
         state_axes.legend(loc="upper right", fontsize="small")
     state_axes.set_title(f"period {len(frames) - 1} of {horizon}, cost so far {costs.sum():,.1f}")

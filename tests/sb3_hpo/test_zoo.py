@@ -90,6 +90,8 @@ def test_a_run_leaves_the_files_of_the_rl_zoo(folder):
     assert names == {
         *("0.monitor.csv", "best_model.zip", "evaluations.npz", f"{ID}.zip", "rl_model_20_steps.zip", "rl_model_40_steps.zip"),
         *(f"{ID}/{name}" for name in ("args.yml", "config.yml", "command.txt")),
+        *(f"checkpoints/{name}" for name in ("command.json", "config.yml")),
+        *(f"checkpoints/checkpoint_{steps:012d}.pt" for steps in (0, 40)),
     }
     assert np.load(run_folder / "evaluations.npz")["timesteps"].tolist() == [20, 40]
     assert np.load(run_folder / "evaluations.npz")["ep_lengths"].tolist() == [[5] * 5] * 2  # the config's env_kwargs, too
