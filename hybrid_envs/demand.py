@@ -93,6 +93,15 @@ def demand_source(
     return "data", demand_scenarios(demand, n_items, horizon)
 
 
+def mean_sales(scenarios: np.ndarray) -> np.ndarray:
+    """
+    :param scenarios: recorded demand, shape ``(n, horizon, n_items)``
+    :return: its mean per period, shape ``(n_items,)``; 1 for an item that never sold, which is so measured in units
+    """
+    sold = scenarios.mean(axis=(0, 1))
+    return np.where(sold > 0, sold, 1.0)
+
+
 def sample_demand(
     distribution: str, mean: torch.Tensor, std: torch.Tensor, shape: tuple[int, ...], generator: torch.Generator
 ) -> torch.Tensor:
@@ -111,3 +120,13 @@ def sample_demand(
         return (mean + std * standard).clamp(min=0)
     share = torch.rand(shape, generator=generator, dtype=mean.dtype, device=mean.device)
     return (share * (2 * mean + 1)).floor().minimum(2 * mean)  # in float32 the product may round up to the next integer
+
+
+def replay_demand(scenarios: torch.Tensor, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+    """
+    :param scenarios: recorded demand, shape ``(n, horizon, n_items)``
+    :param generator: the only source of randomness
+    :return: scenarios drawn with replacement, shape ``(horizon, batch, n_items)``
+    """
+    rows = torch.randint(len(scenarios), (batch_size,), generator=generator, device=scenarios.device)
+    return scenarios[rows].transpose(0, 1)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.core import Frame, HybridEnv, check_array, check_count
-from hybrid_envs.demand import demand_source, sample_demand
+from hybrid_envs.demand import demand_source, mean_sales, replay_demand, sample_demand
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.spaces import HybridAction
 
@@ -150,8 +150,7 @@ class HybridDualSourcingEnv(HybridEnv[DualSourcingState]):
         if scenarios is not None:
             n_items = scenarios.shape[2]
             if mean_demand is None:
-                sold = scenarios.mean(axis=(0, 1))
-                mean_demand = np.where(sold > 0, sold, 1.0)  # an item that never sold is measured in units
+                mean_demand = mean_sales(scenarios)
             self.demand_data = torch.tensor(scenarios, dtype=torch.float32)  # (scenarios, horizon, items)
         self.n_items = n_items = n_items or 1
         if demand_std is not None and self.demand != "normal":
@@ -201,8 +200,7 @@ class HybridDualSourcingEnv(HybridEnv[DualSourcingState]):
         :return: demand D, shape ``(horizon, batch, n_items)``
         """
         if self.demand == "data":
-            rows = torch.randint(len(self.demand_data), (batch_size,), generator=generator, device=self.device)
-            return self.demand_data[rows].transpose(0, 1)
+            return replay_demand(self.demand_data, batch_size, generator)
         shape = (self.horizon, batch_size, self.n_items)
         return sample_demand(self.demand, self.mean_demand, self.demand_std, shape, generator)
 

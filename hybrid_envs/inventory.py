@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.core import Frame, HybridEnv, check_array, check_count
-from hybrid_envs.demand import demand_scenarios
+from hybrid_envs.demand import demand_source, mean_sales, replay_demand, sample_demand
 from hybrid_envs.evaluation import PolicyFunction
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.spaces import HybridAction
@@ -142,15 +142,11 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
             check_count("n_items", n_items)
         check_count("lead_time", lead_time)
         check_count("horizon", horizon)
-        self.demand = demand if isinstance(demand, str) and demand in ("poisson", "normal") else "data"
-        if self.demand == "data":
-            if isinstance(demand, str) and not Path(demand).suffix:
-                raise ValueError(f"demand must be 'poisson', 'normal', an array or the path of a CSV file, got {demand!r}")
-            scenarios = demand_scenarios(demand, n_items, horizon)
+        self.demand, scenarios = demand_source(demand, ("poisson", "normal"), n_items, horizon)
+        if scenarios is not None:
             n_items = scenarios.shape[2]
             if mean_demand is None:
-                sold = scenarios.mean(axis=(0, 1))
-                mean_demand = np.where(sold > 0, sold, 1.0)  # an item that never sold is measured in units
+                mean_demand = mean_sales(scenarios)
             self.demand_data = torch.tensor(scenarios, dtype=torch.float32)  # (scenarios, horizon, items)
         self.n_items = n_items = n_items or 5
         shape = (n_items,)
@@ -196,14 +192,10 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
         """
         :return: demand D, shape ``(horizon, batch, n_items)``
         """
+        if self.demand == "data":
+            return replay_demand(self.demand_data, batch_size, generator)
         shape = (self.horizon, batch_size, self.n_items)
-        if self.demand == "poisson":
-            return torch.poisson(self.mean_demand.expand(shape), generator=generator)
-        if self.demand == "normal":
-            standard = torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
-            return (self.mean_demand + self.demand_std * standard).clamp(min=0)
-        rows = torch.randint(len(self.demand_data), (batch_size,), generator=generator, device=self.device)
-        return self.demand_data[rows].transpose(0, 1)
+        return sample_demand(self.demand, self.mean_demand, self.demand_std, shape, generator)
 
     def transition(self, state: InventoryState, action: HybridAction, noise: torch.Tensor) -> InventoryState:
         ordered = action.point * action.regime.unsqueeze(-1)  # regime 1 orders, regime 0 does not
