@@ -114,12 +114,6 @@ def record() -> None:
 
 
 def plot() -> None:
-    try:
-        import rliable.library  # noqa: F401
-    except TypeError:  # its dependency arch fails so on pandas 3; without rliable, rl_zoo3 draws all but rliable's own plots
-        sys.modules["rliable"] = None  # type: ignore[assignment]
-    except ImportError:
-        pass
     from matplotlib import pyplot
     from rl_zoo3 import plots
 
