@@ -104,7 +104,9 @@ class HPO(HybridPPO):
             n_scenarios = env.num_envs
             n_steps = env.get_attr("horizon")[0] if n_steps is None else check_count("n_steps", n_steps)
             batch_size = (
-                math.ceil(n_steps * n_scenarios / 4) if batch_size is None else check_count("batch_size", batch_size, 2)
+                max(2, math.ceil(n_steps * n_scenarios / 4))
+                if batch_size is None
+                else check_count("batch_size", batch_size, 2)
             )
         self.n_scenarios = n_scenarios
         if cross_term not in (True, False, "auto"):

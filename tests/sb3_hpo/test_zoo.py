@@ -196,7 +196,8 @@ def test_enjoy_scores_the_saved_policy(folder):
 
 
 def test_record_writes_a_video_of_so_many_steps(folder, tmp_path):
-    main(["record", "--algo", "hpo", "--env", ID, "-f", str(folder / "logs"), "-o", str(tmp_path), "-n", "5", "--load-best"])
+    arguments = ("record", "--algo", "hpo", "--env", ID, "-f", str(folder / "logs"), "-o", str(tmp_path), "-n", "5")
+    main([*arguments, "--load-best", "--env-kwargs", "horizon:2"])
     (video,) = tmp_path.glob("*.mp4")
     frames, _ = imageio_ffmpeg.count_frames_and_secs(str(video))
     assert frames == 6  # the start, and what each step led to
