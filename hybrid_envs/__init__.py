@@ -11,6 +11,7 @@ from hybrid_envs.dual_sourcing import HybridDualSourcingEnv
 from hybrid_envs.inventory import HybridInventoryEnv
 from hybrid_envs.moving import HybridMovingEnv, HybridSlidingEnv
 from hybrid_envs.piecewise import BoxEnv, BoxProblem, PiecewiseEnv, Threshold
+from hybrid_envs.portfolio import HybridPortfolioEnv
 from hybrid_envs.procurement import HybridProcurementEnv
 from hybrid_envs.spaces import HybridAction
 from hybrid_envs.switched_lqr import HybridSwitchedLQREnv
@@ -25,6 +26,7 @@ __all__ = [
     "HybridEnv",
     "HybridInventoryEnv",
     "HybridMovingEnv",
+    "HybridPortfolioEnv",
     "HybridProcurementEnv",
     "HybridSlidingEnv",
     "HybridSwitchedLQREnv",
@@ -56,6 +58,7 @@ register("HybridDualSourcing-v0", HybridDualSourcingEnv)
 register("HybridInventory-v0", HybridInventoryEnv)
 register("HybridMoving-v0", HybridMovingEnv)
 register("HybridSliding-v0", HybridSlidingEnv)
+register("HybridPortfolio-v0", HybridPortfolioEnv)
 register("HybridProcurement-v0", HybridProcurementEnv)
 register("HybridSwitchedLQR-v0", HybridSwitchedLQREnv)
 register("HybridUnitCommitment-v0", HybridUnitCommitmentEnv)

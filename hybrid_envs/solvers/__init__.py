@@ -13,14 +13,17 @@ from hybrid_envs.solvers.inventory import (
 from hybrid_envs.solvers.lqr import SingleMode, SwitchedRiccati, riccati
 from hybrid_envs.solvers.lqr_bound import dual_lower_bound
 from hybrid_envs.solvers.moving import AlignAndStop
+from hybrid_envs.solvers.portfolio import NoTradeBand, RebalancingOptimum, best_rebalancing
 
 __all__ = [
     "AlignAndStop",
     "CanOrder",
     "CappedDualIndex",
     "DualSourcingOptimum",
+    "NoTradeBand",
     "PeriodicReview",
     "Policy",
+    "RebalancingOptimum",
     "ReferencePolicy",
     "SingleItemSS",
     "SingleMode",
@@ -28,6 +31,7 @@ __all__ = [
     "TotalDemandTrigger",
     "best_classical",
     "best_dual_sourcing",
+    "best_rebalancing",
     "dual_lower_bound",
     "evaluate",
     "lower_bound",

@@ -1,0 +1,185 @@
+"""Rebalancing: the optimum of one asset by dynamic programming on a grid, and a tuned no-trade band for any number."""
+
+import math
+from typing import ClassVar
+
+import numpy as np
+import torch
+from scipy.optimize import differential_evolution
+from scipy.special import expit, logit
+from scipy.stats import norm
+
+from hybrid_envs.core import check_array
+from hybrid_envs.evaluation import ReferencePolicy, evaluate
+from hybrid_envs.portfolio import BASIS_POINTS, HybridPortfolioEnv, PortfolioParams, weight_volatility
+from hybrid_envs.spaces import HybridAction
+
+STEPS_PER_DEVIATION = 20  # of the grid: rounding returns to it adds 1/4800 to their variance
+REACH = 25  # standard deviations of a period's return from the target to either end of the grid
+TAIL = 8  # standard deviations beyond which returns are cut off
+TOLERANCE = 1e-7  # of the long-run cost, relative
+MAX_ITERATIONS = 20_000
+SEARCH_ROWS = 2**8  # scenarios behind each candidate of the band search, times assets
+TEST_SCENARIOS = 2**10
+WIDEST_BAND = 20.0  # of the search, in typical deviations after one period
+WIDEST_SLACK = 6.0
+
+
+class RebalancingOptimum(ReferencePolicy):
+    """
+    One asset: dynamic programming over log(w / (1 - w)), in which a return is a step, whatever the weight. Weights before and
+    after a trade, and returns, are rounded to a grid of 1001 points, 20 to a standard deviation of the return, 25 of these to
+    either side of the target. Relative value iteration minimises the long-run cost per period. Its bounds, the least and the
+    largest of (T V - V)(y), enclose the optimum on the grid (Odoni 1969), and it ends once they are within 1e-7 of each
+    other; that is the certificate. The grid itself is not covered by it.
+
+    :param env: the problem
+    :raises ValueError: for several assets, a target of 1, and costs so high that a grid end would not be left
+    """
+
+    certificate: ClassVar[str] = "optimal on the grid"
+
+    def __init__(self, env: HybridPortfolioEnv):
+        params = env.params
+        if env.n_assets != 1:
+            raise ValueError(f"RebalancingOptimum: n_assets = {env.n_assets}; it is for one risky asset")
+        self.target = float(params.target[0])
+        if self.target > 1 - 1e-9:
+            raise ValueError(f"RebalancingOptimum: target = {self.target} must be < 1")
+        variance = float(params.covariance[0, 0])
+        self.step = math.sqrt(variance) / STEPS_PER_DEVIATION
+        half = REACH * STEPS_PER_DEVIATION
+        self.weights = expit(logit(self.target) + self.step * np.arange(-half, half + 1))
+        drift = variance * (self.target - 0.5)
+        tail = TAIL * STEPS_PER_DEVIATION + math.ceil(abs(drift) / self.step)
+        edges = (self.step * (np.arange(-tail, tail + 2) - 0.5) - drift) / math.sqrt(variance)
+        law = np.diff(norm.cdf(edges))
+        self.law = law / law.sum()
+        self.shortfall = BASIS_POINTS * 0.5 * variance * (self.weights - self.target) ** 2
+        turnover = np.abs(self.weights[:, None] - self.weights)  # from the row's weight to the column's
+        self.trade = -BASIS_POINTS * np.log1p(-params.fixed_cost - params.proportional_cost[0] * turnover)
+        self.cost, self.rebalances, self.goal = self._iterate()
+        if not (self.rebalances[0] and self.rebalances[-1]):
+            raise ValueError(
+                f"RebalancingOptimum: fixed_cost = {params.fixed_cost} and proportional_cost = {params.proportional_cost[0]} "
+                f"are too high: rebalancing does not pay at both ends of the grid, {self.weights[0]:.3g} and "
+                f"{self.weights[-1]:.3g}"
+            )
+
+    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        weight = np.clip(observation[:, 0].astype(np.float64) + self.target, self.weights[0], self.weights[-1])
+        index = np.rint((logit(weight) - logit(self.weights[0])) / self.step).astype(np.int64)
+        regimes = self.rebalances[index].astype(np.int64)
+        return regimes, (regimes * self.weights[self.goal[index]])[:, None]
+
+    def _iterate(self) -> tuple[float, np.ndarray, np.ndarray]:
+        """The cost per period, where to rebalance, and to which point of the grid; the last two of shape ``(grid,)``."""
+        tail = len(self.law) // 2
+        value = np.zeros(len(self.weights))
+        for _ in range(MAX_ITERATIONS):
+            # the cost of beginning the period with these weights after trading; returns past an end stay there
+            outlook = self.shortfall + np.convolve(np.pad(value, tail, mode="edge"), self.law[::-1], mode="valid")
+            choices = self.trade + outlook
+            goal = choices.argmin(axis=1)
+            traded = choices[np.arange(len(goal)), goal]
+            change = np.minimum(outlook, traded) - value
+            if change.max() - change.min() <= TOLERANCE * change.max():
+                return float(change.max() + change.min()) / 2, traded < outlook, goal
+            value += change - change[len(change) // 2]
+        raise RuntimeError(f"value iteration has not converged after {MAX_ITERATIONS} iterations")
+
+
+class NoTradeBand(ReferencePolicy):
+    """
+    Rebalance once the deviation from the target weights, √((w - w*)'Σ(w - w*)), exceeds ``band``. Then each asset is traded
+    towards its target until it is ``slack`` standard deviations of its weight's change in a period away; assets that are closer
+    stay as they are.
+
+    :param env: the problem
+    :param band: at least 0
+    :param slack: at least 0; at 0 all assets are traded to their targets
+    :raises ValueError: naming the parameter, if its value is not allowed
+    """
+
+    certificate: ClassVar[str] = "heuristic"
+
+    def __init__(self, env: HybridPortfolioEnv, band: float, slack: float):
+        self.params = env.params
+        self.band = float(check_array("band", band, (), at_least=0.0))
+        self.slack = float(check_array("slack", slack, (), at_least=0.0))
+
+    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return banded(self.params, observation.astype(np.float64), self.band, self.slack)
+
+    @classmethod
+    def best(cls, env: HybridPortfolioEnv, seed: int = 0) -> "NoTradeBand":
+        """
+        The best found by differential evolution on common scenarios; ``cost`` is estimated on other scenarios.
+
+        :param seed: of the search and its scenarios
+        """
+        generator = torch.Generator(env.device).manual_seed(seed)
+        noise = env.sample_noise(max(SEARCH_ROWS // env.n_assets, 32), generator)
+        volatility = weight_volatility(env.params)
+        typical = math.sqrt(volatility @ np.diag(np.diag(env.params.covariance)) @ volatility)
+        widest = np.array([[WIDEST_BAND * typical], [WIDEST_SLACK]])
+        found = differential_evolution(
+            lambda shares: _simulate(env, *(widest * shares), noise),
+            [(0.0, 1.0)] * 2,
+            maxiter=16,
+            popsize=8,
+            polish=False,
+            vectorized=True,
+            updating="deferred",
+            rng=np.random.default_rng(seed),
+        )
+        policy = cls(env, *(widest[:, 0] * found.x))
+        costs = evaluate(env, policy, TEST_SCENARIOS, seed + 1)
+        policy.cost, policy.half_width = float(costs.mean()), float(1.96 * costs.std() / math.sqrt(len(costs)))
+        return policy
+
+
+def best_rebalancing(env: HybridPortfolioEnv) -> ReferencePolicy:
+    """
+    :param env: the problem
+    :return: the optimum where :class:`RebalancingOptimum` solves the problem, else a tuned :class:`NoTradeBand`
+    """
+    try:
+        return RebalancingOptimum(env)
+    except ValueError:
+        return NoTradeBand.best(env)
+
+
+def banded(
+    params: PortfolioParams, deviation: np.ndarray, band: float | np.ndarray, slack: float | np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The rule of :class:`NoTradeBand`.
+
+    :param params: of the problem
+    :param deviation: w - w*, shape ``(batch, n_assets)``
+    :param band: shared by the batch, or one for each row
+    :param slack: likewise
+    :return: regimes, shape ``(batch,)``, and points, shape ``(batch, n_assets)``
+    """
+    far = np.sqrt(((deviation @ params.covariance) * deviation).sum(axis=1)) > band
+    left = np.reshape(slack, (-1, 1)) * weight_volatility(params)
+    goal = params.target + np.clip(deviation, -left, left)
+    return far.astype(np.int64), far[:, None] * np.maximum(goal, 0.0)  # weights of 0 may be rounded below it
+
+
+def _simulate(env: HybridPortfolioEnv, band: np.ndarray, slack: np.ndarray, noise: torch.Tensor) -> np.ndarray:
+    """Mean figure of merit of every pair of band and slack on the same scenarios, shape ``(candidates,)``."""
+    n_candidates, n_scenarios = len(band), noise.shape[1]
+    bands, slacks = np.repeat(band, n_scenarios), np.repeat(slack, n_scenarios)
+    state, costs = env.initial(len(bands), torch.Generator(env.device)), []
+    with torch.no_grad():
+        for returns in noise:
+            deviation = env.observation(state).double().cpu().numpy()
+            regimes, points = banded(env.params, deviation, bands, slacks)
+            point = torch.as_tensor(points, dtype=env.dtype, device=env.device)
+            action = HybridAction(torch.as_tensor(regimes, device=env.device), point)
+            result = env.step_torch(state, action, returns.repeat(n_candidates, 1))
+            state = result.state
+            costs.append(-result.reward.double())
+    return env.figure_of_merit(torch.stack(costs)).view(n_candidates, n_scenarios).mean(dim=1).cpu().numpy()

@@ -1,0 +1,278 @@
+"""Periods worked out by hand, the expected growth against its closed form, and the solvers against simulation."""
+
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from hybrid_envs import HybridAction, HybridPortfolioEnv
+from hybrid_envs.portfolio import PortfolioState, weight_volatility
+from hybrid_envs.solvers import NoTradeBand, RebalancingOptimum, evaluate
+from hybrid_envs.solvers.portfolio import best_rebalancing
+
+TWO_ASSETS = {
+    "n_assets": 2,
+    "target": [0.5, 0.25],
+    "covariance": np.array([[0.04, 0.01], [0.01, 0.09]]),
+    "fixed_cost": 0.01,
+    "proportional_cost": [0.1, 0.2],
+}
+RETURNS = [[math.log(1.2), math.log(0.8)]]
+
+
+def act(regime, point):
+    return HybridAction(torch.tensor([regime]), torch.tensor([point], dtype=torch.float64))
+
+
+def two_assets():
+    env = HybridPortfolioEnv(**TWO_ASSETS).to(dtype=torch.float64)
+    return env, PortfolioState(torch.tensor([[0.3, 0.45]]).double(), torch.zeros(1, dtype=torch.int64))
+
+
+# ---- the environment -----------------------------------------------------------------------------------------------------
+
+
+def test_a_period_of_holding_by_hand():
+    env, state = two_assets()
+    result = env.step_torch(state, act(0, [0.0, 0.0]), torch.tensor(RETURNS).double())
+    # wealth 0.25 + 0.36 + 0.36; deviations -0.2 and 0.2
+    np.testing.assert_allclose(result.state.weight, [[0.36 / 0.97, 0.36 / 0.97]], rtol=1e-12)
+    assert result.reward.item() == pytest.approx(-1e4 * 0.5 * (0.04 * 0.04 - 2 * 0.01 * 0.04 + 0.09 * 0.04), rel=1e-6)
+
+
+def test_a_period_of_rebalancing_by_hand():
+    env, state = two_assets()
+    result = env.step_torch(state, act(1, [0.4, 0.25]), torch.tensor(RETURNS).double())
+    # 0.1 bought at 10 %, 0.2 sold at 20 %, 1 % for doing so; wealth 0.35 + 0.48 + 0.2
+    np.testing.assert_allclose(result.state.weight, [[0.48 / 1.03, 0.2 / 1.03]], rtol=1e-12)
+    growth_lost = 0.5 * 0.04 * 0.1**2 - math.log(1 - 0.01 - 0.01 - 0.04)
+    assert result.reward.item() == pytest.approx(-1e4 * growth_lost, rel=1e-6)
+
+
+def test_what_adds_up_to_more_than_all_wealth_is_scaled_down_to_it():
+    env, state = two_assets()
+    scaled, exact = (env.step_torch(state, act(1, point), torch.zeros(1, 2).double()) for point in ([3.0, 1.0], [0.75, 0.25]))
+    assert scaled.state.weight.tolist() == exact.state.weight.tolist() == [[0.75, 0.25]]
+    assert scaled.reward.item() == exact.reward.item()
+
+
+def test_doing_nothing_by_rebalancing_costs_the_fixed_cost_and_no_more():
+    env, state = two_assets()
+    hold = env.step_torch(state, act(0, [0.0, 0.0]), torch.tensor(RETURNS).double())
+    trade = env.step_torch(state, act(1, [0.3, 0.45]), torch.tensor(RETURNS).double())
+    assert (hold.reward - trade.reward).item() == pytest.approx(-1e4 * math.log(0.99), rel=1e-6)
+    np.testing.assert_allclose(hold.state.weight, trade.state.weight)
+
+
+def test_in_short_periods_the_target_outgrows_other_weights_by_what_the_reward_charges():
+    """Realised growth of w* over that of v with common returns, against ½ (v - w*)'Σ(v - w*)."""
+    covariance = TWO_ASSETS["covariance"] / 100
+    env = HybridPortfolioEnv(**TWO_ASSETS | {"covariance": covariance}).to(dtype=torch.float64)
+    returns = env.sample_noise(20_000, torch.Generator().manual_seed(0)).flatten(0, 1).numpy()
+    returns = np.concatenate([returns, 2 * env.mean_return.numpy() - returns])  # antithetic, for a small error
+    target, weights = np.array([0.5, 0.25]), np.array([0.1, 0.7])
+    lost = np.log1p(np.expm1(returns) @ target) - np.log1p(np.expm1(returns) @ weights)
+    lost = lost.reshape(2, -1).mean(axis=0)
+    charged = 0.5 * (weights - target) @ covariance @ (weights - target)
+    assert lost.mean() == pytest.approx(charged, rel=0.02)
+    assert lost.std() / len(lost) ** 0.5 < 0.005 * charged
+    state = PortfolioState(torch.tensor(weights)[None], torch.zeros(1, dtype=torch.int64))
+    reward = env.step_torch(state, act(0, [0.0, 0.0]), torch.zeros(1, 2).double()).reward.item()
+    assert reward == pytest.approx(-1e4 * charged, rel=1e-6)
+
+
+def test_simulated_returns_have_the_covariance_given():
+    env = HybridPortfolioEnv(**TWO_ASSETS)
+    returns = env.sample_noise(1000, torch.Generator().manual_seed(0)).flatten(0, 1).double().numpy()
+    np.testing.assert_allclose(np.cov(returns.T), TWO_ASSETS["covariance"], rtol=0.05)
+    excess = np.expm1(returns).mean(axis=0)  # of prices: exp(Σw*) - 1
+    np.testing.assert_allclose(excess, np.expm1(TWO_ASSETS["covariance"] @ [0.5, 0.25]), atol=0.004)
+
+
+def test_observations_are_scaled_by_what_three_standard_deviations_of_a_period_move_weights():
+    env = HybridPortfolioEnv(**TWO_ASSETS | {"covariance": TWO_ASSETS["covariance"] / 100})
+    hold = HybridAction(torch.zeros(50_000, dtype=torch.int64), torch.zeros(50_000, 2))
+    state = env.initial(50_000, torch.Generator())
+    noise = HybridPortfolioEnv.sample_noise(env, 50_000, torch.Generator().manual_seed(0))[0]
+    moved = env.step_torch(state, hold, noise).observation.std(dim=0).numpy()
+    np.testing.assert_allclose(moved, weight_volatility(env.params), rtol=0.02)
+    np.testing.assert_allclose(env.observation_scale, 3 * weight_volatility(env.params), rtol=1e-6)
+
+
+def test_holding_bounds_the_point_to_zero():
+    assert HybridPortfolioEnv(2).action_bounds.tolist() == [[[0.0, 0.0]] * 2, [[0.0, np.inf]] * 2]
+
+
+@pytest.mark.parametrize("n_assets", [1, 20])
+def test_the_default_instance_is_what_it_says(n_assets):
+    params = HybridPortfolioEnv(n_assets).params
+    volatility = np.sqrt(np.diag(params.covariance))
+    assert params.target.sum() == pytest.approx(0.6)
+    assert volatility.mean() == pytest.approx(0.15)
+    correlation = params.covariance / np.outer(volatility, volatility)
+    np.testing.assert_allclose(correlation[~np.eye(n_assets, dtype=bool)], 0.3)
+    assert max(params.target) < 3 * min(params.target) and max(volatility) < 2 * min(volatility)
+
+
+def test_the_figure_of_merit_is_the_mean_after_sixteen_periods():
+    costs = torch.full((100, 2), 1000.0)
+    costs[16:, 0], costs[16:, 1] = 2.0, 3.0
+    assert HybridPortfolioEnv().figure_of_merit(costs).tolist() == [2.0, 3.0]
+
+
+def test_the_picture_grows_with_the_episode():
+    env = HybridPortfolioEnv(3, render_mode="rgb_array")
+    env.reset(seed=0)
+    before = env.render()
+    env.step((1, np.full(3, 0.2)))
+    assert before.shape == (480, 640, 3)
+    assert (before != env.render()).any()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"n_assets": 0}, r"n_assets must be an integer >= 1, got 0"),
+        ({"horizon": 0}, r"horizon must be an integer >= 1, got 0"),
+        ({"fixed_cost": -1e-4}, r"fixed_cost = -0.0001: must be finite and >= 0"),
+        ({"fixed_cost": np.nan}, r"fixed_cost = nan: must be finite and >= 0"),
+        ({"n_assets": 2, "proportional_cost": [0.0, -0.1]}, r"proportional_cost\[1\] = -0.1: must be finite and >= 0"),
+        ({"n_assets": 2, "proportional_cost": [0.0] * 3}, r"proportional_cost must be a scalar or have shape \(2,\), got"),
+        ({"fixed_cost": 0.9, "proportional_cost": 0.1}, r"fixed_cost \+ 2 \* proportional_cost = 1.1: must be < 1"),
+        ({"target": 0.0}, r"target\[0\] = 0.0: must be finite and > 0"),
+        ({"n_assets": 2, "target": [0.5, -0.1]}, r"target\[1\] = -0.1: must be finite and > 0"),
+        ({"n_assets": 2, "target": [0.5, 0.7]}, r"target adds up to 1.2: at most 1 is allowed"),
+        ({"n_assets": 3, "covariance": np.eye(2)}, r"covariance must be a scalar or have shape \(3, 3\), got shape \(2, 2\)"),
+        ({"n_assets": 2, "covariance": [[1.0, np.inf], [0.0, 1.0]]}, r"covariance\[0, 1\] = inf: must be finite"),
+        (
+            {"n_assets": 2, "covariance": [[1.0, 0.5], [0.1, 1.0]]},
+            r"covariance\[0, 1\] = 0.5 and \[1, 0\] = 0.1: must be symmetric",
+        ),
+        (
+            {"n_assets": 2, "covariance": [[1.0, 2.0], [2.0, 1.0]]},
+            r"covariance must be positive definite; its least eigenvalue is -1",
+        ),
+        ({"covariance": [[0.0]]}, r"covariance must be positive definite; its least eigenvalue is 0"),
+        ({"render_mode": "human"}, r"render_mode must be None or one of \['rgb_array'\], got 'human'"),
+    ],
+)
+def test_a_bad_argument_is_named_with_its_value(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        HybridPortfolioEnv(**kwargs)
+
+
+# ---- the optimum of one asset --------------------------------------------------------------------------------------------
+
+ONE_ASSET = [
+    {},
+    {"fixed_cost": 1e-3, "target": 0.8},
+    {"proportional_cost": 0.01, "covariance": [[0.04]]},
+    {"fixed_cost": 0.0},
+]
+
+
+@pytest.mark.parametrize("kwargs", ONE_ASSET, ids=str)
+def test_the_optimum_costs_in_the_environment_what_it_states(kwargs):
+    env = HybridPortfolioEnv(**kwargs, horizon=200)
+    policy = RebalancingOptimum(env)
+    costs = evaluate(env, policy, 500, seed=3)
+    assert costs.mean() == pytest.approx(policy.cost, abs=4 * costs.std() / len(costs) ** 0.5)
+    assert costs.std() / len(costs) ** 0.5 < 0.01 * policy.cost
+
+
+def test_without_costs_the_optimum_always_returns_to_the_target():
+    policy = RebalancingOptimum(HybridPortfolioEnv(fixed_cost=0.0, proportional_cost=0.0))
+    assert policy.cost == pytest.approx(0.0, abs=1e-12)
+    assert set(policy.weights[policy.goal]) == {policy.weights[len(policy.weights) // 2]}
+
+
+def test_with_a_fixed_cost_alone_every_trade_goes_to_the_same_weight():
+    policy = RebalancingOptimum(HybridPortfolioEnv(proportional_cost=0.0))
+    assert len(set(policy.goal[policy.rebalances])) == 1
+
+
+def test_with_proportional_costs_a_trade_stops_short_of_the_target_on_either_side():
+    policy = RebalancingOptimum(HybridPortfolioEnv(proportional_cost=0.01))
+    held = policy.weights[~policy.rebalances]
+    low, high = policy.weights[policy.goal[[0, -1]]]
+    assert held[0] < low < policy.target < high < held[-1]
+
+
+@pytest.mark.parametrize("shift", [-0.02, 0.02])
+@pytest.mark.parametrize("index", [0, -1])
+def test_no_shifted_edge_of_the_optimal_band_is_better(index, shift):
+    """The optimum's own rule with one edge of the region without trades moved, on common scenarios."""
+    env = HybridPortfolioEnv()
+    policy, moved = RebalancingOptimum(env), RebalancingOptimum(env)
+    edges = policy.weights[~policy.rebalances][[0, -1]]
+    edges[index] += shift
+    moved.rebalances = (policy.weights < edges[0]) | (policy.weights > edges[1])
+    assert evaluate(env, moved, 2000, seed=3).mean() > evaluate(env, policy, 2000, seed=3).mean()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"n_assets": 2}, r"RebalancingOptimum: n_assets = 2; it is for one risky asset"),
+        ({"target": 1.0}, r"RebalancingOptimum: target = 1.0 must be < 1"),
+        ({"fixed_cost": 0.9}, r"RebalancingOptimum: fixed_cost = 0.9 and proportional_cost = 0.001 are too high"),
+    ],
+)
+def test_the_optimum_refuses_what_it_does_not_solve(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        RebalancingOptimum(HybridPortfolioEnv(**kwargs))
+
+
+# ---- the no-trade band ---------------------------------------------------------------------------------------------------
+
+
+def test_the_band_by_hand():
+    env = HybridPortfolioEnv(2, target=[0.4, 0.2], covariance=np.diag([0.04, 0.01]))
+    policy = NoTradeBand(env, band=0.02, slack=0.5)
+    left = 0.5 * weight_volatility(env.params)
+    np.testing.assert_allclose(left[0], 0.5 * 0.4 * math.sqrt(0.6**2 * 0.04 + 0.2**2 * 0.01))
+    # deviations in the Σ-norm: 0.019, 0.0206, 0.0206; in the last the first asset is within its slack
+    deviation = np.array([[0.095, 0.0], [0.1, 0.05], [-0.01, -0.205]])
+    regimes, points = policy.act(deviation.astype(np.float32), np.zeros(3))
+    assert regimes.tolist() == [0, 1, 1]
+    np.testing.assert_allclose(points, [[0, 0], [0.4 + left[0], 0.2 + left[1]], [0.39, 0.2 - left[1]]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"proportional_cost": 0.01}], ids=str)
+def test_the_tuned_band_is_within_one_percent_of_the_optimum(kwargs):
+    env = HybridPortfolioEnv(**kwargs)
+    band = NoTradeBand.best(env)
+    ratio = evaluate(env, band, 2000, seed=5).mean() / evaluate(env, RebalancingOptimum(env), 2000, seed=5).mean()
+    assert 0.999 < ratio < 1.01
+    assert 0 < band.half_width < 0.02 * band.cost
+
+
+@pytest.mark.parametrize(
+    ("band", "slack", "message"),
+    [(-0.1, 0.0, r"band = -0.1: must be finite and >= 0"), (0.1, np.nan, r"slack = nan: must be finite and >= 0")],
+)
+def test_a_bad_parameter_of_the_band_is_named_with_its_value(band, slack, message):
+    with pytest.raises(ValueError, match=message):
+        NoTradeBand(HybridPortfolioEnv(2), band, slack)
+
+
+# ---- the reference -------------------------------------------------------------------------------------------------------
+
+
+def test_the_reference_is_the_optimum_where_it_can_be_computed():
+    assert isinstance(gym.make("HybridPortfolio-v0").unwrapped.reference_policy(), RebalancingOptimum)
+
+
+@pytest.mark.parametrize("kwargs", [{"n_assets": 3, "target": [0.5, 0.3, 0.2]}, {"target": 1.0}], ids=str)
+def test_elsewhere_the_reference_is_a_band_that_keeps_to_the_bounds(kwargs):
+    env = HybridPortfolioEnv(**kwargs)
+    policy = best_rebalancing(env)
+    assert isinstance(policy, NoTradeBand)
+    observation, _ = env.reset(seed=0)
+    for _ in range(env.horizon):
+        (regime, point), _ = policy.predict(observation)
+        low, high = env.action_bounds[regime].T
+        assert ((point >= low) & (point <= high)).all()
+        observation, *_ = env.step((regime, point))
