@@ -1,6 +1,5 @@
 """The contract of a hybrid environment: the hooks one problem writes; ``reset``, ``step``, ``step_torch`` built on them."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
@@ -11,6 +10,7 @@ import torch
 from gymnasium import spaces
 from typing_extensions import Self
 
+from hybrid_envs.checks import check_array, check_count, require_allowed, require_finite, to_numpy
 from hybrid_envs.episode import load_episode, save_episode
 from hybrid_envs.spaces import HybridAction, hybrid_action_space, split_hybrid_space
 
@@ -354,72 +354,3 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
             i = outside[0]
             raise ValueError(f"{self.name}: b[{i}] = {point[i]} is outside [{box.low[i]}, {box.high[i]}]")
         return index, point
-
-
-def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """
-    :return: a float32 numpy copy that shares neither memory nor graph with the tensor
-    """
-    return tensor.detach().float().cpu().numpy().copy()
-
-
-def require_finite(env_name: str, what: str, values: torch.Tensor, period: int | torch.Tensor) -> None:
-    """
-    :param values: shape ``(batch, ...)``
-    :param period: the period they belong to, or one for each row, shape ``(batch,)``
-    :raises FloatingPointError: naming the environment, the quantity and the period, if any value is infinite or NaN
-    """
-    finite = torch.isfinite(values)
-    if not finite.all():
-        row = int((~finite).nonzero()[0, 0])
-        when = int(period[row]) if isinstance(period, torch.Tensor) else period
-        raise FloatingPointError(f"{env_name}: non-finite {what} in period {when} (scenario {row})")
-
-
-def require_allowed(env_name: str, mask: torch.Tensor, period: int | torch.Tensor) -> None:
-    """
-    :param mask: which regimes may be taken, shape ``(batch, J)``
-    :param period: the present one, or one for each row, shape ``(batch,)``
-    :raises ValueError: naming the environment and the period, if some row allows no regime
-    """
-    allowed = mask.any(dim=1)
-    if not allowed.all():
-        row = int((~allowed).nonzero()[0, 0])
-        when = int(period[row]) if isinstance(period, torch.Tensor) else period
-        raise ValueError(f"{env_name}: regime_mask() allows no regime in period {when} (scenario {row})")
-
-
-def check_count(name: str, value: int, minimum: int = 1) -> int:
-    """
-    :return: the value as an int
-    :raises ValueError: naming the argument, if the value is not an integer of at least ``minimum``
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
-    return int(value)
-
-
-def check_array(
-    name: str, value: Any, shape: tuple[int, ...], *, above: float = -math.inf, at_least: float = -math.inf
-) -> np.ndarray:
-    """
-    :param value: a scalar, which is spread over ``shape``, or an array of that shape
-    :param above: every entry must exceed this
-    :param at_least: every entry must reach this
-    :return: a float64 array of the given shape
-    :raises ValueError: naming the argument, the offending value and what is allowed
-    """
-    try:
-        array = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numeric, got {value!r}") from error
-    if array.shape not in ((), shape):
-        raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {array.shape}")
-    array = np.broadcast_to(array, shape).copy()
-    allowed = np.isfinite(array) & (array > above) & (array >= at_least)
-    if not allowed.all():
-        index = tuple(int(i) for i in np.argwhere(~allowed)[0])
-        where = f"{name}{list(index)}" if index else name
-        limit = f" and > {above}" if above > -math.inf else f" and >= {at_least}" if at_least > -math.inf else ""
-        raise ValueError(f"{where} = {array[index]}: must be finite{limit}")
-    return array

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from hybrid_envs.core import HybridEnv, check_count
+from hybrid_envs.checks import check_count
+from hybrid_envs.core import HybridEnv
 from hybrid_envs.vector import HybridVectorEnv
 
 

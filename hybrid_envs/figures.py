@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from hybrid_envs.core import HybridEnv, to_numpy
+from hybrid_envs.checks import to_numpy
+from hybrid_envs.core import HybridEnv
 from hybrid_envs.evaluation import Choices, PolicyFunction
 from hybrid_envs.inventory import HybridInventoryEnv, InventoryState, lot_size
 from hybrid_envs.rendering import new_figure

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hybrid_envs.core import check_array
+from hybrid_envs.checks import check_array
 
 MAX_REGIMES = 64
 

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
-from hybrid_envs.core import HybridEnv, StateT, check_array, check_count
+from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.core import HybridEnv, StateT
 from hybrid_envs.spaces import HybridAction, split_hybrid_space
 
 

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hybrid_envs.core import Frame, HybridEnv, check_array, check_count
+from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.core import Frame, HybridEnv
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.spaces import HybridAction
 

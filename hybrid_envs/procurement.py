@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
-from hybrid_envs.core import Frame, check_array, check_count
+from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.core import Frame
 from hybrid_envs.inventory import HybridInventoryEnv, InventoryState
 from hybrid_envs.piecewise import BoxAction, BoxProblem, PiecewiseEnv, Threshold
 from hybrid_envs.rendering import draw_episode

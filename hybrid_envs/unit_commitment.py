@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hybrid_envs.core import Frame, HybridEnv, check_array, check_count
+from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.core import Frame, HybridEnv
 from hybrid_envs.microgrid import make_microgrid, regime_units
 from hybrid_envs.net_load import HOURS, generated_net_load, recorded_net_load
 from hybrid_envs.rendering import draw_episode

@@ -8,7 +8,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from hybrid_envs.core import HybridEnv, StepResult, check_count, require_allowed, require_finite, to_numpy
+from hybrid_envs.checks import check_count, require_allowed, require_finite, to_numpy
+from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.episode import load_episode, save_episode
 from hybrid_envs.spaces import HybridAction
 

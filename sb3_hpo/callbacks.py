@@ -13,7 +13,8 @@ from stable_baselines3.common.logger import Figure, HParam
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
-from hybrid_envs.core import HybridEnv, check_count
+from hybrid_envs.checks import check_count
+from hybrid_envs.core import HybridEnv
 from hybrid_envs.evaluation import Choices, Policy, evaluate
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
 from sb3_hpo.hybrid_ppo import HybridPPO

@@ -17,7 +17,7 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from hybrid_envs.core import check_count
+from hybrid_envs.checks import check_count
 from sb3_hpo.run_state import callback_tree, difference, identity, load_run_state, run_state
 
 FORMAT = 1

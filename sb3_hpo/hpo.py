@@ -16,7 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.utils import parameters_to_vector
 from typing_extensions import Self
 
-from hybrid_envs.core import check_count
+from hybrid_envs.checks import check_count
 from hybrid_envs.spaces import HybridAction, append_mask, pack, packed_size
 from sb3_hpo.distributions import choose, mask_logits
 from sb3_hpo.hybrid_ppo import HybridPPO, make_schedule

@@ -8,7 +8,8 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from hybrid_envs.core import HybridEnv, require_allowed, require_finite
+from hybrid_envs.checks import require_allowed, require_finite
+from hybrid_envs.core import HybridEnv
 from hybrid_envs.spaces import HybridAction, allowed_regimes
 from sb3_hpo.distributions import choose, mask_logits
 

@@ -15,9 +15,10 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from hybrid_envs.core import HybridEnv, StepResult, require_finite
+from hybrid_envs.checks import require_finite, to_numpy
+from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.spaces import HybridAction, box_bounds, feasible_actions
-from hybrid_envs.vector import HybridVectorEnv, to_numpy
+from hybrid_envs.vector import HybridVectorEnv
 
 
 class HybridVecEnv(VecEnv):

@@ -29,7 +29,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
-from hybrid_envs.core import HybridEnv, check_count
+from hybrid_envs.checks import check_count
+from hybrid_envs.core import HybridEnv
 from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback
 from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.hpo import HPO

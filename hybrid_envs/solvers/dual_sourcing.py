@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import differential_evolution
 from scipy.stats import norm, poisson
 
-from hybrid_envs.core import check_array
+from hybrid_envs.checks import check_array
 from hybrid_envs.dual_sourcing import HybridDualSourcingEnv
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.spaces import HybridAction

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from hybrid_envs.core import check_array, check_count
+from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.inventory import HybridInventoryEnv
 from hybrid_envs.solvers.single_item import single_items

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hybrid_envs.core import check_array, check_count
+from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import ReferencePolicy
 from hybrid_envs.switched_lqr import STATE_LIMIT, HybridSwitchedLQREnv
 

@@ -9,7 +9,7 @@ from scipy.optimize import differential_evolution
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from hybrid_envs.core import check_array
+from hybrid_envs.checks import check_array
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.portfolio import BASIS_POINTS, HybridPortfolioEnv, PortfolioParams, weight_volatility
 from hybrid_envs.spaces import HybridAction

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.ndimage import minimum_filter1d
 from scipy.stats import poisson
 
-from hybrid_envs.core import check_array, check_count
+from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.procurement import HybridProcurementEnv, ProcurementProblem
 from hybrid_envs.solvers.single_item import single_items

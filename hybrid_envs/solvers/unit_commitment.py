@@ -7,7 +7,7 @@ import numpy as np
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
-from hybrid_envs.core import check_array, check_count
+from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.net_load import HOURS
 from hybrid_envs.unit_commitment import FORECAST_HOURS, HybridUnitCommitmentEnv

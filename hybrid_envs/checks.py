@@ -1,0 +1,76 @@
+"""What arguments, states and costs have to be, and the errors that say so."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """
+    :return: a float32 numpy copy that shares neither memory nor graph with the tensor
+    """
+    return tensor.detach().float().cpu().numpy().copy()
+
+
+def require_finite(env_name: str, what: str, values: torch.Tensor, period: int | torch.Tensor) -> None:
+    """
+    :param values: shape ``(batch, ...)``
+    :param period: the period they belong to, or one for each row, shape ``(batch,)``
+    :raises FloatingPointError: naming the environment, the quantity and the period, if any value is infinite or NaN
+    """
+    finite = torch.isfinite(values)
+    if not finite.all():
+        row = int((~finite).nonzero()[0, 0])
+        when = int(period[row]) if isinstance(period, torch.Tensor) else period
+        raise FloatingPointError(f"{env_name}: non-finite {what} in period {when} (scenario {row})")
+
+
+def require_allowed(env_name: str, mask: torch.Tensor, period: int | torch.Tensor) -> None:
+    """
+    :param mask: which regimes may be taken, shape ``(batch, J)``
+    :param period: the present one, or one for each row, shape ``(batch,)``
+    :raises ValueError: naming the environment and the period, if some row allows no regime
+    """
+    allowed = mask.any(dim=1)
+    if not allowed.all():
+        row = int((~allowed).nonzero()[0, 0])
+        when = int(period[row]) if isinstance(period, torch.Tensor) else period
+        raise ValueError(f"{env_name}: regime_mask() allows no regime in period {when} (scenario {row})")
+
+
+def check_count(name: str, value: int, minimum: int = 1) -> int:
+    """
+    :return: the value as an int
+    :raises ValueError: naming the argument, if the value is not an integer of at least ``minimum``
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
+        raise ValueError(f"{name} must be an integer >= {minimum}, got {value!r}")
+    return int(value)
+
+
+def check_array(
+    name: str, value: Any, shape: tuple[int, ...], *, above: float = -math.inf, at_least: float = -math.inf
+) -> np.ndarray:
+    """
+    :param value: a scalar, which is spread over ``shape``, or an array of that shape
+    :param above: every entry must exceed this
+    :param at_least: every entry must reach this
+    :return: a float64 array of the given shape
+    :raises ValueError: naming the argument, the offending value and what is allowed
+    """
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numeric, got {value!r}") from error
+    if array.shape not in ((), shape):
+        raise ValueError(f"{name} must be a scalar or have shape {shape}, got shape {array.shape}")
+    array = np.broadcast_to(array, shape).copy()
+    allowed = np.isfinite(array) & (array > above) & (array >= at_least)
+    if not allowed.all():
+        index = tuple(int(i) for i in np.argwhere(~allowed)[0])
+        where = f"{name}{list(index)}" if index else name
+        limit = f" and > {above}" if above > -math.inf else f" and >= {at_least}" if at_least > -math.inf else ""
+        raise ValueError(f"{where} = {array[index]}: must be finite{limit}")
+    return array
