@@ -38,7 +38,13 @@ class Problem(NamedTuple):
 
 PROBLEMS = [
     Problem("HybridInventory-v0", {"n_items": 1}, {"n_items": 20}),
+    Problem("HybridDualSourcing-v0", {"n_items": 1}, {"n_items": 10}),
+    Problem("HybridProcurement-v0", {"n_items": 1}, {"n_items": 10}),
+    Problem("HybridPortfolio-v0", {"n_assets": 1}, {"n_assets": 20}),
+    Problem("HybridUnitCommitment-v0", {"n_generators": 3}, {"n_generators": 20, "commitments": "merit_order"}),
     Problem("HybridSwitchedLQR-v0", {"n_dims": 8}, {"n_dims": 48}),
+    Problem("HybridMoving-v0", {"n_agents": 1}, {"n_agents": 5}),
+    Problem("HybridSliding-v0", {"n_agents": 1}, {"n_agents": 5}),
 ]
 SIZES = ("small", "large")
 
