@@ -98,7 +98,7 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
     of what is traded.
 
     :param n_assets: p
-    :param target: w*, scalar or ``(n_assets,)``, positive, of sum at most 1; the reference instance's unless given
+    :param target: w*, scalar or ``(n_assets,)``, positive, of sum below 1; the reference instance's unless given
     :param covariance: Σ of a period's logarithmic returns, ``(n_assets, n_assets)``, symmetric positive definite; the
         reference instance's unless given
     :param fixed_cost: K, the share of wealth paid per rebalancing
@@ -137,8 +137,8 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
             proportional_cost=check_array("proportional_cost", proportional_cost, shape, at_least=0.0),
         )
         invested = params.target.sum()
-        if invested > 1 + 1e-9:
-            raise ValueError(f"target adds up to {invested:.6g}: at most 1 is allowed, since nothing can be borrowed")
+        if invested >= 1:
+            raise ValueError(f"target adds up to {invested:.6g}: must be < 1, the rest is cash and nothing can be borrowed")
         dearest = params.fixed_cost + 2 * params.proportional_cost.max()
         if dearest >= 1:
             raise ValueError(

@@ -30,7 +30,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
     ("HybridMoving-v0", {"n_agents": 3, "max_acceleration": 2.0, "horizon": 30}),
     (
         "HybridPortfolio-v0",
-        {"n_assets": 3, "target": [0.5, 0.3, 0.2], "covariance": np.diag([0.01, 0.04, 0.09]), "proportional_cost": 0.05},
+        {"n_assets": 3, "target": [0.5, 0.3, 0.1], "covariance": np.diag([0.01, 0.04, 0.09]), "proportional_cost": 0.05},
     ),
     ("HybridProcurement-v0", {"n_items": 1, "min_order": 0.0, "truck_capacity": 20.0, "discount_quantities": [20.0]}),
     ("HybridSwitchedLQR-v0", {"n_dims": 1, "n_modes": 1}),
