@@ -23,7 +23,7 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -386,7 +386,7 @@ def open_database(url: str) -> None:
             optuna.storages.RDBStorage(url)
             return
         except SQLAlchemyError as error:
-            if attempt == 4 or not isinstance(error, OperationalError):
+            if attempt == 4 or not isinstance(error, OperationalError | IntegrityError):
                 raise ValueError(f"--storage {url} is neither a journal file (*.log) nor a database: {error}") from error
             time.sleep(0.5)
 
