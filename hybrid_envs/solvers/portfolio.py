@@ -127,7 +127,7 @@ class NoTradeBand(ReferencePolicy):
         typical = math.sqrt(volatility @ np.diag(np.diag(env.params.covariance)) @ volatility)
         widest = np.array([[WIDEST_BAND * typical], [WIDEST_SLACK]])
         found = differential_evolution(
-            lambda shares: _simulate(env, *(widest * shares), noise),
+            lambda shares: _simulate(env, widest[0] * shares[0], widest[1] * shares[1], noise),
             [(0.0, 1.0)] * 2,
             maxiter=16,
             popsize=8,
