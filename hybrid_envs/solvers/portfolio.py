@@ -127,7 +127,7 @@ class NoTradeBand(ReferencePolicy):
         typical = math.sqrt(volatility @ np.diag(np.diag(env.params.covariance)) @ volatility)
         widest = np.array([[WIDEST_BAND * typical], [WIDEST_SLACK]])
         found = differential_evolution(
-            lambda shares: _simulate(env, widest[0] * shares[0], widest[1] * shares[1], noise),
+            lambda shares: _simulate(env, widest * shares, noise),
             [(0.0, 1.0)] * 2,
             maxiter=16,
             popsize=8,
@@ -171,10 +171,10 @@ def banded(
     return far.astype(np.int64), far[:, None] * np.maximum(goal, 0.0)  # weights of 0 may be rounded below it
 
 
-def _simulate(env: HybridPortfolioEnv, band: np.ndarray, slack: np.ndarray, noise: torch.Tensor) -> np.ndarray:
-    """Mean figure of merit of every pair of band and slack on the same scenarios, shape ``(candidates,)``."""
-    n_candidates, n_scenarios = len(band), noise.shape[1]
-    bands, slacks = np.repeat(band, n_scenarios), np.repeat(slack, n_scenarios)
+def _simulate(env: HybridPortfolioEnv, candidates: np.ndarray, noise: torch.Tensor) -> np.ndarray:
+    """Mean figure of merit of every column (band, slack) on the same scenarios, shape ``(candidates,)``."""
+    n_candidates, n_scenarios = candidates.shape[1], noise.shape[1]
+    bands, slacks = np.repeat(candidates, n_scenarios, axis=1)
     state, costs = env.initial(len(bands), torch.Generator(env.device)), []
     with torch.no_grad():
         for returns in noise:
