@@ -31,7 +31,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
             "n_generators": 8,
             "commitments": "merit_order",
             "surplus_cost": 0.1,
-            "series": np.random.default_rng(0).uniform(20, 60, (24 * 9, 2)) * [2, 1],
+            "series": np.random.default_rng(0).uniform(20, 60, (24 * 60, 2)) * [2, 1],
             "horizon": 30,
         },
     ),
