@@ -1,6 +1,7 @@
 """Where net load comes from: a typical day with disturbances, or an hourly record of demand and renewables."""
 
 import csv
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,8 @@ DEMAND_ERROR, RENEWABLE_ERROR = 0.05, 0.25  # standard deviations of the generat
 @dataclass(frozen=True)
 class NetLoad:
     """
-    Demand less renewables: in hour h of the day it is mean_h + std_h z, where z, the deviation, has mean 0 and variance 1 and
-    is expected to shrink by the factor ``persistence`` an hour.
+    Demand less renewables: in hour h of the day it is mean_h + std_h·z. The deviation z is 0 before an episode and follows
+    z' = ρz + ξ, where the surprise ξ has mean 0 and variance 1 - ρ².
     """
 
     mean: np.ndarray
@@ -28,7 +29,12 @@ class NetLoad:
     persistence: float
     """ρ, from 0 to below 1."""
     recorded: np.ndarray | None = None
-    """Deviations z of recorded days, shape ``(scenarios, horizon)``; ``None`` where z is a Gaussian AR(1) process."""
+    """Surprises ξ of recorded days, shape ``(scenarios, horizon)``; ``None`` where they are Gaussian and independent."""
+
+    @property
+    def surprise(self) -> float:
+        """The standard deviation of ξ, √(1 - ρ²)."""
+        return math.sqrt(1 - self.persistence**2)
 
     @property
     def peak(self) -> float:
@@ -86,7 +92,9 @@ def recorded_net_load(series: str | Path | np.ndarray, horizon: int) -> NetLoad:
         raise ValueError(f"{source}: the highest mean net load is {mean.max():g} in hour {mean.argmax()}; it must be > 0")
     power = float((deviation**2).mean())
     persistence = float(np.clip((deviation[1:] * deviation[:-1]).mean() / power, 0.0, 0.999)) if power > 0 else 0.0
-    return NetLoad(mean, std, persistence, recorded=deviation[starts[:, None] + np.arange(horizon)])
+    days = deviation[starts[:, None] + np.arange(horizon)]
+    surprises = np.column_stack([days[:, 0], days[:, 1:] - persistence * days[:, :-1]])
+    return NetLoad(mean, std, persistence, recorded=surprises)
 
 
 def _read_hours(path: str | Path) -> np.ndarray:

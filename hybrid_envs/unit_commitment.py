@@ -47,9 +47,10 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
     the peak of its mean.
 
     ## Dynamics
-    Net load is demand less renewables, mean_h + std_h·z in hour h; the forecast is its mean given the last z. A charge c takes
-    the battery's energy to E' = E + ηc, a discharge (c < 0) to E' = E + c/η, cut to [0, E_max]: what the battery cannot take
-    or give does not flow. What is then missing at the bus is shortage, what is left over is curtailed.
+    Net load is demand less renewables, mean_h + std_h·z' in hour h, where z' = ρz + ξ and only ξ is a surprise; the forecast
+    leaves it out. A charge c takes the battery's energy to E' = E + ηc, a discharge (c < 0) to E' = E + c/η, cut to
+    [0, E_max]: what the battery cannot take or give does not flow. What is then missing at the bus is shortage, what is left
+    over is curtailed.
 
     ## Rewards
     Minus the hour's cost: Σ_i on_i·(no_load_cost_i + fuel_cost_i·output_i) + start_cost_i if unit i was off and is on,
@@ -177,24 +178,20 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
 
     def sample_noise(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         """
-        :return: deviations z of net load from its mean, in standard deviations, shape ``(horizon, batch, 1)``
+        :return: surprises ξ, in standard deviations of net load, shape ``(horizon, batch, 1)``
         """
         if self.net_load.recorded is not None:
             days = torch.randint(len(self.recorded), (batch_size,), generator=generator, device=self.device)
             return self.recorded[days].T.unsqueeze(-1)
-        shocks = torch.randn(self.horizon, batch_size, 1, generator=generator, dtype=self.dtype, device=self.device)
-        persistence = self.net_load.persistence
-        deviations = [torch.zeros_like(shocks[0])]
-        for shock in shocks:
-            deviations.append(persistence * deviations[-1] + (1 - persistence**2) ** 0.5 * shock)
-        return torch.stack(deviations[1:])
+        shape = (self.horizon, batch_size, 1)
+        return self.net_load.surprise * torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
 
     def transition(self, state: UnitCommitmentState, action: HybridAction, noise: torch.Tensor) -> UnitCommitmentState:
         energy = state.energy + self._stored_per_kwh(action) * action.point[:, -1:]
         return UnitCommitmentState(
             on=self.units_on[action.regime],
             energy=energy.clamp(0.0, self.params.battery_energy),
-            deviation=noise,
+            deviation=self.net_load.persistence * state.deviation + noise,
             period=state.period,
         )
 
@@ -204,7 +201,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         on, hour = next_state.on, state.period % HOURS
         output = on * action.point[:, :-1].clamp(self.min_output, self.max_output)
         charge = (next_state.energy - state.energy) / self._stored_per_kwh(action)
-        net_load = self.mean[hour] + self.std[hour] * noise[:, 0]
+        net_load = self.mean[hour] + self.std[hour] * next_state.deviation[:, 0]
         residual = net_load + charge[:, 0] - output.sum(dim=1)
         shortage = residual.clamp(min=0)
         cost = on @ self.no_load_cost + output @ self.fuel_cost + (on * (1 - state.on)) @ self.start_cost
@@ -232,11 +229,10 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         """Battery level and units on, and the cost of each hour with the commitment marked."""
         levels = np.array([float(frame.state.energy) / self.params.battery_energy for frame in frames])
         running = np.array([float(frame.state.on[0].mean()) for frame in frames])
-        names = {
-            frame.regime: "units " + (" ".join(str(i) for i in torch.nonzero(frame.state.on[0]).flatten().tolist()) or "none")
-            for frame in frames
-            if frame.regime is not None
-        }
+        names = {0: "no unit"}
+        for frame in frames:
+            if frame.regime:
+                names[frame.regime] = "units " + " ".join(str(i) for i in torch.nonzero(frame.state.on[0]).flatten().tolist())
         return draw_episode(
             frames, np.stack([levels, running], axis=1), "battery level, share of units on", names, self.horizon
         )

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.signal import lfilter
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
@@ -64,7 +65,7 @@ class MeritOrderOperator(ReferencePolicy):
         _, ran, level, forecast = np.split(observation.astype(np.float64), [3, 3 + n_generators, 4 + n_generators], axis=1)
         energy, forecast = level[:, 0] * grid.battery_energy, forecast * self.net_load.peak
         low, high = self.charge_below * self.net_load.peak, self.discharge_above * self.net_load.peak
-        error = self.net_load.std[period % HOURS] * math.sqrt(1 - self.net_load.persistence**2)
+        error = self.net_load.std[period % HOURS] * self.net_load.surprise
 
         most = np.minimum(grid.battery_power, np.maximum(grid.battery_energy - energy, 0) / grid.efficiency)
         least = -np.minimum(grid.battery_power, np.maximum(energy, 0) * grid.efficiency)
@@ -243,5 +244,7 @@ def net_loads(env: HybridUnitCommitmentEnv, n_scenarios: int, seed: int) -> np.n
     """
     scenarios = HybridVectorEnv(env, check_count("n_scenarios", n_scenarios))
     scenarios.reset(seed=seed)
+    surprises = scenarios.noise[..., 0].double().cpu().numpy().T
+    deviations = lfilter([1.0], [1.0, -env.net_load.persistence], surprises)
     hour = np.arange(env.horizon) % HOURS
-    return env.net_load.mean[hour] + env.net_load.std[hour] * scenarios.noise[..., 0].double().cpu().numpy().T
+    return env.net_load.mean[hour] + env.net_load.std[hour] * deviations

@@ -32,13 +32,19 @@ def one_day(*net_load):
     return np.column_stack([demand + 20, np.full(24, 20.0)])
 
 
-def play(env, actions, deviation=0.0):
+def deviations_of(env, surprises):
+    deviations = [np.zeros_like(surprises[0])]
+    for surprise in surprises:
+        deviations.append(env.net_load.persistence * deviations[-1] + surprise)
+    return np.array(deviations[1:])
+
+
+def play(env, actions, surprise=0.0):
     """The battery's energy after each period, and the cost of each."""
     state, energies, costs = env.initial(1, torch.Generator()), [], []
     for regime, point in actions:
-        result = env.step_torch(
-            state, HybridAction(torch.tensor([regime]), torch.tensor([point])), torch.tensor([[deviation]])
-        )
+        action = HybridAction(torch.tensor([regime]), torch.tensor([point]))
+        result = env.step_torch(state, action, torch.tensor([[surprise]]))
         state = result.state
         energies.append(state.energy.item())
         costs.append(-result.reward.item())
@@ -68,15 +74,15 @@ def test_a_battery_that_is_almost_full_takes_no_more_than_fits():
 
 def test_net_load_is_its_mean_and_so_many_standard_deviations():
     env = HybridUnitCommitmentEnv(**TWO_UNITS, peak_demand=100.0, renewable_share=0.0)
-    _, costs = play(env, [(0, [0.0, 0.0, 0.0])], deviation=2.0)
+    _, costs = play(env, [(0, [0.0, 0.0, 0.0])], surprise=2.0)
     assert costs[0] == pytest.approx(4 * 50 * (1 + 2 * 0.05), rel=1e-4)  # at midnight half the peak, with 5 % deviation
 
 
 def test_the_observation_shows_clock_units_battery_and_the_net_load_to_expect():
     env = HybridUnitCommitmentEnv(2, battery_energy=40.0, battery_power=10.0, efficiency=0.8, horizon=48)
     state, action = env.initial(1, torch.Generator()), HybridAction(torch.tensor([2]), torch.tensor([[0.0, 20.0, 10.0]]))
-    for deviation in (0.0, 1.5):
-        result = env.step_torch(state, action, torch.tensor([[deviation]]))
+    for surprise in (1.0, 0.6):
+        result = env.step_torch(state, action, torch.tensor([[surprise]]))
         state = result.state
     mean, std = env.net_load.mean, env.net_load.std
     forecast = [mean[2 + k] + std[2 + k] * 1.5 * 0.9 ** (k + 1) for k in range(6)]
@@ -84,13 +90,21 @@ def test_the_observation_shows_clock_units_battery_and_the_net_load_to_expect():
     np.testing.assert_allclose(result.observation[0], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_the_forecast_is_the_mean_of_what_follows():
+def test_generated_surprises_are_fresh_every_hour_and_add_up_to_deviations_of_variance_one():
     env = HybridUnitCommitmentEnv(1)
-    noise = env.sample_noise(20_000, torch.Generator().manual_seed(0))[..., 0]
-    residual = noise[12] - 0.9**3 * noise[9]  # what the forecast of three hours ago missed
-    assert abs(residual.mean()) < 0.02
-    assert abs(float(residual @ noise[9]) / 20_000) < 0.02
-    assert noise[23].std().item() == pytest.approx(1.0, abs=0.03)
+    surprises = env.sample_noise(20_000, torch.Generator().manual_seed(0))[..., 0].double().numpy()
+    np.testing.assert_allclose(surprises @ surprises.T / 20_000, (1 - 0.9**2) * np.eye(24), atol=0.01)
+    assert deviations_of(env, surprises)[-1].std() == pytest.approx(1.0, abs=0.02)
+
+
+def test_the_forecast_of_a_record_fades_as_the_record_does():
+    rng, deviation, loads = np.random.default_rng(0), 0.0, []
+    for _ in range(24 * 400):
+        deviation = 0.7 * deviation + rng.normal()
+        loads.append(50 + deviation)
+    env = HybridUnitCommitmentEnv(1, series=np.column_stack([loads, np.zeros(len(loads))]))
+    assert env.net_load.persistence == pytest.approx(0.7, abs=0.03)
+    assert env.net_load.std.mean() == pytest.approx(1 / np.sqrt(1 - 0.7**2), abs=0.05)
 
 
 def test_every_set_of_units_is_a_regime_and_off_means_zero():
@@ -125,7 +139,8 @@ def test_each_day_of_a_record_is_a_scenario():
 def test_a_scenario_of_two_days_begins_at_midnight_and_runs_into_the_next_day():
     env = HybridUnitCommitmentEnv(2, series=np.random.default_rng(0).uniform(20, 60, (24 * 4 + 5, 2)) * [2, 1], horizon=48)
     assert env.net_load.recorded.shape == (3, 48)
-    np.testing.assert_array_equal(env.net_load.recorded[0, 24:], env.net_load.recorded[1, :24])
+    first, second = (deviations_of(env, surprises) for surprises in env.net_load.recorded[:2])
+    np.testing.assert_allclose(first[24:], second[:24], atol=1e-12)
 
 
 # ---- CSV files -----------------------------------------------------------------------------------------------------------
@@ -264,7 +279,7 @@ def test_the_programme_finds_the_optimum_of_two_periods(net_load, commitments):
 def test_the_schedule_of_the_programme_costs_in_the_environment_what_the_programme_says(kwargs):
     env = HybridUnitCommitmentEnv(**kwargs, horizon=10).to(dtype=torch.float64)
     noise = env.sample_noise(1, torch.Generator().manual_seed(1))
-    net_load = env.net_load.mean[:10] + env.net_load.std[:10] * noise[:, 0, 0].numpy()
+    net_load = env.net_load.mean[:10] + env.net_load.std[:10] * deviations_of(env, noise[:, 0, 0].numpy())
     schedule = PerfectInformation(env).solve(net_load)
     bounds = env.action_bounds[schedule.regimes]
     assert (schedule.points > bounds[..., 0] - 1e-4).all() and (schedule.points < bounds[..., 1] + 1e-4).all()
