@@ -93,7 +93,8 @@ class HybridMovingEnv(HybridEnv[MovingState]):
 
     ## References
     Task, numbers and their names: gym-hybrid (https://github.com/thomashirtz/gym-hybrid), ``Moving-v0`` and ``Sliding-v0``,
-    after Fan, Su, Zhang, Yu (2019), arXiv 1903.01344. Several agents are an addition of this suite.
+    after Fan, Su, Zhang, Yu (2019), arXiv 1903.01344. Several agents are an addition of this suite. DI-engine's documentation
+    (opendilab/DI-engine-docs, 13_envs/gym_hybrid_zh) runs PDQN, MPDQN and PADDPG for 10M steps and calls a return of 1.8 good.
 
     ## Version History
     v0: initial version

@@ -57,6 +57,13 @@ def test_turning_takes_the_velocity_along():
     assert result.reward.item() == pytest.approx(0.5 - np.hypot(0.5, 0.01) - 0.001)
 
 
+def test_two_quarter_turns_to_the_left_reverse_the_velocity():
+    start = state_of([0.0, 0.0], velocity=[1.2, 1.6], heading=np.arctan2(4, 3), target=[0.5, 0.0])
+    states, _ = drive(HybridMovingEnv(), start, *[(TURN, (0.0, 1.0))] * 2)
+    np.testing.assert_allclose(states[0].velocity[0, 0], [-1.6, 1.2], atol=1e-15)
+    np.testing.assert_allclose(states[1].velocity[0, 0], [-1.2, -1.6], atol=1e-15)
+
+
 def test_turning_while_sliding_leaves_the_direction_of_travel():
     start = state_of([0.0, 0.0], velocity=[2.0, 0.0], target=[0.5, 0.0])
     result = step(HybridSlidingEnv(), start, TURN, (0.9, -1.0))
