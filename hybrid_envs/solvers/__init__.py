@@ -1,7 +1,7 @@
 """Reference policies and bounds: how far a policy is from the best known, and from the best possible."""
 
 from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate, success_rate
-from hybrid_envs.solvers.dual_sourcing import CappedDualIndex, DualSourcingOptimum, best_dual_sourcing
+from hybrid_envs.solvers.dual_sourcing import CappedDualIndex, DualSourcingOptimum, WholeUnits, best_dual_sourcing
 from hybrid_envs.solvers.inventory import (
     CanOrder,
     PeriodicReview,
@@ -29,6 +29,7 @@ __all__ = [
     "SingleMode",
     "SwitchedRiccati",
     "TotalDemandTrigger",
+    "WholeUnits",
     "best_classical",
     "best_dual_sourcing",
     "best_rebalancing",

@@ -14,6 +14,7 @@ from hybrid_envs.solvers.dual_sourcing import (
     DualSourcingOptimum,
     Grid,
     Levels,
+    WholeUnits,
     best_dual_sourcing,
     single_item,
 )
@@ -334,6 +335,32 @@ def test_items_without_fixed_costs_cost_what_one_item_costs():
 def test_a_bad_parameter_of_the_policy_is_named_with_its_value(levels, message):
     with pytest.raises(ValueError, match=message):
         CappedDualIndex(HybridDualSourcingEnv(2), levels)
+
+
+class OffTheIntegers:
+    """The optimum with every quantity a little wrong."""
+
+    def __init__(self, env):
+        self.optimum = DualSourcingOptimum(env)
+
+    def predict(self, observation, **kwargs):
+        actions, state = self.optimum.predict(observation, **kwargs)
+        if isinstance(actions, tuple):
+            return (actions[0], actions[1] * 0.99), state
+        return [(regime, point * 0.99) for regime, point in actions], state
+
+
+def test_orders_rounded_to_whole_units_are_back_at_the_optimum():
+    env = HybridDualSourcingEnv()
+    policy = OffTheIntegers(env)
+    optimal, off, rounded = (evaluate(env, p, 50, seed=5).mean() for p in (policy.optimum, policy, WholeUnits(policy)))
+    assert rounded == pytest.approx(optimal, rel=1e-6)
+    assert off > 1.05 * optimal
+
+
+def test_a_single_observation_is_rounded_too():
+    (regime, point), _ = WholeUnits(OffTheIntegers(HybridDualSourcingEnv())).predict(np.zeros(2, dtype=np.float32))
+    assert (regime, point.tolist()) == (3, [4.0, 4.0])
 
 
 # ---- the reference -------------------------------------------------------------------------------------------------------
