@@ -282,7 +282,7 @@ def _compare(env: HybridEnv, probe: Probe, gradients: dict[tuple[str, str], torc
     low, high = reach(env, probe.action.regime)
     centre = outputs_of(env, probe)
     for by, value in inputs_of(probe).items():
-        width = STEP * (high - low if by == "b" else 1 + value.abs()).flatten(1)
+        width = STEP * (high - low if by == "b" else 1 + value.abs()).reshape(len(value), -1)
         for i in range(width.shape[1]):
             step = torch.zeros_like(width)
             step[:, i] = width[:, i]

@@ -193,7 +193,9 @@ def nudged(probe: Probe, generator: torch.Generator) -> Probe:
 def outputs_of(env: HybridEnv, probe: Probe) -> dict[str, torch.Tensor]:
     """What gradients are taken of, each of shape ``(batch, k)``."""
     result = env.step_torch(*probe)
-    fields = {f"next state.{name}": f.flatten(1) for name, f in result.state._asdict().items() if f.is_floating_point()}
+    fields = {
+        f"next state.{name}": f.reshape(len(f), -1) for name, f in result.state._asdict().items() if f.is_floating_point()
+    }
     return {**fields, "observation": result.observation, "reward": result.reward[:, None]}
 
 
@@ -215,7 +217,7 @@ def gradients_of(env: HybridEnv, probe: Probe) -> dict[tuple[str, str], torch.Te
         found = torch.autograd.grad(
             total + sum(0.0 * leaf.sum() for leaf in leaves.values()), list(leaves.values()), retain_graph=True
         )
-        gradients.update({(of, by): gradient.flatten(1) for by, gradient in zip(leaves, found, strict=True)})
+        gradients.update({(of, by): gradient.reshape(len(gradient), -1) for by, gradient in zip(leaves, found, strict=True)})
     return gradients
 
 

@@ -359,6 +359,35 @@ BROKEN = [
 ]
 
 
+class SandglassState(NamedTuple):
+    sand: torch.Tensor
+    period: torch.Tensor
+
+
+class SandglassEnv(HybridEnv[SandglassState]):
+    """A state field that is one number per row, without a dimension of its own."""
+
+    def __init__(self):
+        super().__init__(action_bounds=np.array([[[0, 1]], [[-1, 0]]]), observation_size=1, horizon=4)
+
+    def initial(self, batch_size, generator):
+        sand = torch.rand(batch_size, generator=generator, dtype=self.dtype, device=self.device)
+        return SandglassState(sand, torch.zeros(batch_size, dtype=torch.int64, device=self.device))
+
+    def transition(self, state, action, noise):
+        return state._replace(sand=0.5 * state.sand + action.point[:, 0])
+
+    def reward(self, state, action, noise, next_state):
+        return -next_state.sand.square()
+
+    def observation(self, state):
+        return state.sand[:, None]
+
+
+def test_a_state_field_may_be_one_number_per_row():
+    check_hybrid_env(SandglassEnv())
+
+
 @pytest.mark.parametrize(("env_class", "where", "what"), BROKEN, ids=lambda value: getattr(value, "__name__", None))
 def test_a_broken_environment_is_caught_and_the_message_names_the_matter(env_class, where, what):
     with pytest.raises(HybridEnvError, match=f"(?s){what}") as caught:
