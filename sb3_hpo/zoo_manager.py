@@ -6,7 +6,6 @@ import json
 import math
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from difflib import get_close_matches
@@ -23,7 +22,6 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -36,7 +34,7 @@ from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.hpo import HPO
 from sb3_hpo.hybrid_ppo import HybridPPO, make_schedule
 from sb3_hpo.vec_env import simulated
-from sb3_hpo.zoo_search import convert_params, sample_hpo_params, sample_hybrid_ppo_params
+from sb3_hpo.zoo_search import convert_params, open_database, sample_hpo_params, sample_hybrid_ppo_params
 
 OWN: dict[str, type[HybridPPO]] = {"hpo": HPO, "hybrid_ppo": HybridPPO}
 ALGOS.update(OWN)
@@ -372,23 +370,6 @@ PlainLoader.add_constructor(
     lambda loader, node: loader.construct_sequence(node, deep=True),
 )
 PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node, deep=True))
-
-
-def open_database(url: str) -> None:
-    """
-    Open an Optuna database, and make its tables if it is new. Of processes that start together, one makes them; the others
-    fail once, and find them at the next attempt.
-
-    :raises ValueError: if the URL is none, or the database cannot be opened
-    """
-    for attempt in range(5):
-        try:
-            optuna.storages.RDBStorage(url)
-            return
-        except SQLAlchemyError as error:
-            if attempt == 4 or not isinstance(error, OperationalError | IntegrityError):
-                raise ValueError(f"--storage {url} is neither a journal file (*.log) nor a database: {error}") from error
-            time.sleep(0.5)
 
 
 class PlainDumper(yaml.SafeDumper):
