@@ -1,4 +1,4 @@
-"""The search spaces of ``sb3-hpo tune``, in rl_zoo3's form: samplers, a converter of what they draw; and the studies' database."""
+"""The search spaces of ``sb3-hpo tune``: samplers and a converter in rl_zoo3's form, and the studies' database."""
 
 import time
 from typing import Any
