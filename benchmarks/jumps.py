@@ -177,7 +177,9 @@ def draw(rows: list[Row], path: Path) -> None:
     problem = ProcurementProblem(1, horizon=HORIZON)
     orders = torch.linspace(0, REACH, 2401).unsqueeze(1)
     cost = problem.supply_cost(BoxAction(orders, orders)).squeeze(1).numpy()
-    ends = np.searchsorted(orders.squeeze(1).numpy(), [jump.value for jump in problem.thresholds], side="right")
+    ends = [
+        np.searchsorted(orders.squeeze(1).numpy(), q, side="right" if below else "left") for q, below in problem.thresholds
+    ]
     for piece in np.split(np.arange(len(cost)), ends):
         supply.plot(orders[piece].numpy(), cost[piece], color="black")
     supply.set(xlabel="order b (units)", ylabel="price of units and trucks", title="a cost that jumps")
