@@ -1,5 +1,5 @@
 """
-How long an HPO iteration takes and where the time goes, and how many environment steps a second the simulators make.
+How long an HPO iteration takes and where the time goes, and how many environment steps a second every simulator makes.
 
     python -m benchmarks.speed [--iterations 10] [--hidden 512] [--seconds 1]
 """
@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from stable_baselines3.common.logger import configure
 
-import hybrid_envs  # noqa: F401  registers the environments
+from benchmarks.suite import PROBLEMS, SIZES
 from hybrid_envs.core import HybridEnv
-from hybrid_envs.spaces import HybridAction
+from hybrid_envs.probing import draw_actions, permitted
 from hybrid_envs.vector import HybridVectorEnv
 from sb3_hpo import HPO
 
@@ -32,6 +32,7 @@ def main() -> None:
     torch.set_num_threads(1)
     iteration_time(args.iterations, args.hidden)
     steps_per_second(args.seconds)
+    throughput(args.seconds)
 
 
 def iteration_time(iterations: int, hidden: int) -> None:
@@ -101,16 +102,39 @@ def rate(work: Callable[[], int], seconds: float) -> float:
 
 
 def episode(batched: HybridVectorEnv, gradient: bool) -> int:
-    """One episode of all scenarios with a fixed action; with gradients, also the backward pass to every action."""
+    """As many steps as an episode has, with one random action per scenario; with gradients, also the backward pass to it."""
     env: HybridEnv = batched.env
     batched.detach() if batched.state is not None else batched.reset(seed=0)
-    regime = torch.ones(batched.num_envs, dtype=torch.int64)
-    point = torch.as_tensor(env.action_scale).expand(batched.num_envs, -1).clone().requires_grad_(gradient)
+    generator = torch.Generator().manual_seed(0)
+    regime = torch.randint(env.n_regimes, (batched.num_envs,), generator=generator)
+    action = draw_actions(env, permitted(env, batched.state, regime), generator)
+    action.point.requires_grad_(gradient)
     with torch.set_grad_enabled(gradient):
-        total = sum(batched.advance(HybridAction(regime, point))[0].reward.sum() for _ in range(env.horizon))
+        total = sum(batched.advance(action)[0].reward.sum() for _ in range(env.horizon))
     if gradient:
         total.backward()  # type: ignore[union-attr]
     return env.horizon * batched.num_envs
+
+
+def throughput(seconds: float) -> None:
+    """
+    Print the batched speed of every problem of the suite at both its sizes, and the numbers of observed state that it
+    advances a second, as a share of joint replenishment's at the same size.
+    """
+    columns = "".join(f"{title:>15}" for title in ("state", "no gradient", "with gradient", "numbers / s", "share"))
+    print(f"\n{'steps per second, 1,024 scenarios':<75}{columns}")
+    for size in SIZES:
+        yardstick: float | None = None
+        for problem in PROBLEMS:
+            env_kwargs = getattr(problem, size)
+            batched = HybridVectorEnv(gym.make(problem.env_id, **env_kwargs).unwrapped, 1024)  # type: ignore[arg-type]
+            plain, live = (rate(lambda b=batched, g=gradient: episode(b, g), seconds) for gradient in (False, True))
+            (dims,) = batched.single_observation_space.shape
+            yardstick = yardstick or plain * dims  # joint replenishment comes first
+            print(
+                f"{f'{problem.env_id} {env_kwargs}':<75}{dims:>15}{plain:>15,.0f}{live:>15,.0f}{plain * dims:>15,.0f}"
+                f"{plain * dims / yardstick:>15.2f}"
+            )
 
 
 def sync_steps(sync: gym.vector.VectorEnv, steps: int = 20) -> int:
