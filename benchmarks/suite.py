@@ -34,11 +34,13 @@ class Problem(NamedTuple):
     env_id: str
     small: dict[str, Any]
     large: dict[str, Any]
+    whole_units: bool = False
+    """Whether b is rounded to whole numbers when a trained policy is evaluated: demand comes in whole units."""
 
 
 PROBLEMS = [
     Problem("HybridInventory-v0", {"n_items": 1}, {"n_items": 20}),
-    Problem("HybridDualSourcing-v0", {"n_items": 1}, {"n_items": 10}),
+    Problem("HybridDualSourcing-v0", {"n_items": 1}, {"n_items": 10}, whole_units=True),
     Problem("HybridProcurement-v0", {"n_items": 1}, {"n_items": 10}),
     Problem("HybridPortfolio-v0", {"n_assets": 1}, {"n_assets": 20}),
     Problem("HybridUnitCommitment-v0", {"n_generators": 3}, {"n_generators": 20, "commitments": "merit_order"}),
@@ -73,7 +75,9 @@ def run(folder: Path, algo: str, problem: Problem, size: str, seed: int) -> None
     if file.exists():
         return
     n_timesteps = read_config("hpo", problem.env_id)["n_timesteps"]
-    result = train(algo, problem.env_id, getattr(problem, size), seed, n_timesteps=n_timesteps)
+    result = train(
+        algo, problem.env_id, getattr(problem, size), seed, whole_units=problem.whole_units, n_timesteps=n_timesteps
+    )
     file.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -15,7 +15,8 @@ import torch
 import yaml
 
 from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, make_run, mean_and_interval
-from hybrid_envs.solvers import evaluate, success_rate
+from hybrid_envs.evaluation import Policy
+from hybrid_envs.solvers import WholeUnits, evaluate, success_rate
 from sb3_hpo.callbacks import CostCallback
 
 N_SCENARIOS = 2000
@@ -33,13 +34,24 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--iterations", type=int, help="instead of the config's n_timesteps")
     parser.add_argument("--curve-points", type=int, default=10, help="evaluations during training")
+    parser.add_argument("--whole-units", action="store_true", help="round b to whole numbers before it is evaluated")
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
     env_kwargs, hyperparams = dict(args.env_kwargs), dict(args.hyperparams)
     runs = [
-        train(args.algo, args.env, env_kwargs, seed, args.iterations, args.entry, args.curve_points, **hyperparams)
+        train(
+            args.algo,
+            args.env,
+            env_kwargs,
+            seed,
+            args.iterations,
+            args.entry,
+            args.curve_points,
+            args.whole_units,
+            **hyperparams,
+        )
         for seed in args.seeds
     ]
     costs = np.array([run["cost"] for run in runs])
@@ -59,6 +71,7 @@ def train(
     iterations: int | None = None,
     entry: str | None = None,
     curve_points: int = 10,
+    whole_units: bool = False,
     **hyperparams: Any,
 ) -> dict[str, Any]:
     """
@@ -67,6 +80,8 @@ def train(
     :param iterations: instead of the config's ``n_timesteps``
     :param entry: of the config
     :param curve_points: evaluations during training
+    :param whole_units: whether the trained policy's b is rounded to whole numbers (:class:`~hybrid_envs.solvers.WholeUnits`);
+        then ``"unrounded_cost"`` is that of the policy as it was trained
     :param hyperparams: replace the config's
     :return: seed, cost on :data:`N_SCENARIOS` held-out scenarios and the half width of its interval, seconds, learning curve
     """
@@ -76,19 +91,23 @@ def train(
     start = time.perf_counter()
     run.model.learn(steps, callback=curve)
     seconds = time.perf_counter() - start
-    mean, half_width = mean_and_interval(evaluate(run.env, run.model, N_SCENARIOS, EVALUATION_SEED))
-    rate = success_rate(run.env, run.model, N_SCENARIOS, EVALUATION_SEED)
+    policy: Policy = WholeUnits(run.model) if whole_units else run.model
+    mean, half_width = mean_and_interval(evaluate(run.env, policy, N_SCENARIOS, EVALUATION_SEED))
+    rate = success_rate(run.env, policy, N_SCENARIOS, EVALUATION_SEED)
     done = run.model.num_timesteps // run.iteration_steps
     print(
         f"{algo} {env_id} {env_kwargs} seed {seed}: {done} iterations, "
         f"cost {mean:.3f} ± {half_width:.3f} over {N_SCENARIOS} scenarios, "
         + (f"{100 * rate:.1f} % of them a success, " if rate is not None else "")
+        + ("b rounded to whole numbers, " if whole_units else "")
         + f"{seconds:.0f} s",
         flush=True,
     )
     result = {"seed": seed, "cost": mean, "half_width": half_width, "seconds": seconds, "iterations": done}
     if rate is not None:
         result["success"] = rate
+    if whole_units:
+        result["unrounded_cost"] = float(evaluate(run.env, run.model, N_SCENARIOS, EVALUATION_SEED).mean())
     return result | {"steps": curve.steps, "costs": curve.costs}
 
 
