@@ -1,17 +1,18 @@
 """
-The reference policies and bounds of both problems: the command behind docs/references.md.
+Reference policies and bounds: the command behind docs/references.md.
 
-    python -m benchmarks.references [--problem inventory|lqr] [--quick]
+    python -m benchmarks.references [--problem inventory|lqr|unit_commitment] [--quick]
 """
 
 import argparse
 import time
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.zoo import mean_and_interval
-from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv, HybridUnitCommitmentEnv
 from hybrid_envs.solvers import (
     CanOrder,
     PeriodicReview,
@@ -20,8 +21,13 @@ from hybrid_envs.solvers import (
     SwitchedRiccati,
     TotalDemandTrigger,
     dual_lower_bound,
+    evaluate,
     lower_bound,
 )
+from hybrid_envs.solvers.unit_commitment import MeritOrderOperator, PerfectInformation, net_loads
+
+PROBLEMS = ("inventory", "lqr", "unit_commitment")
+BOUND_SEED = 5
 
 FIRST_MODES = {2: 4, 4: 4, 6: 4, 8: 4}
 N_STARTS = {2: 64, 4: 64, 6: 16, 8: 4}
@@ -29,15 +35,18 @@ N_STARTS = {2: 64, 4: 64, 6: 16, 8: 4}
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.references", description=__doc__.splitlines()[1])
-    parser.add_argument("--problem", choices=("inventory", "lqr"), action="append", help="one problem (default: both)")
+    parser.add_argument("--problem", choices=PROBLEMS, action="append", help="one problem (default: all)")
     parser.add_argument("--quick", action="store_true", help="small instances only")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    problems = args.problem or ["inventory", "lqr"]
+    problems = args.problem or PROBLEMS
     if "inventory" in problems:
         inventory([1, 5] if args.quick else [1, 5, 20, 60])
     if "lqr" in problems:
         switched_lqr([(8, 2)] if args.quick else [(8, 2), (48, 2), (48, 4), (48, 6), (48, 8)])
+    if "unit_commitment" in problems:
+        sizes = [(3, "all"), (4, "all"), (5, "all"), (10, "merit_order"), (20, "merit_order")]
+        unit_commitment(sizes[:1] if args.quick else sizes, 2 if args.quick else 100)
 
 
 def inventory(sizes: list[int]) -> None:
@@ -72,6 +81,36 @@ def switched_lqr(instances: list[tuple[int, int]]) -> None:
         print(
             f"{n_dims:>3}{n_modes:>3}{SingleMode.best(env).cost:>13.2f}{f'{mean:.2f} ± {half_width:.2f}':>18}"
             f"{ratio.mean():>15.5f}{ratio.max():>10.5f}{n_bound:>8}{time.perf_counter() - begin:>9.0f}",
+            flush=True,
+        )
+
+
+def unit_commitment(sizes: list[tuple[int, str]], n_scenarios: int) -> None:
+    print(f"\nunit commitment, cost of a day, {n_scenarios} scenarios")
+    columns = (
+        ("p", 3),
+        ("commitments", 13),
+        ("bound", 17),
+        ("operator", 17),
+        ("difference", 17),
+        ("s / scenario: median", 22),
+    )
+    print("".join(f"{title:>{width}}" for title, width in (*columns, ("worst", 8))))
+    for n_generators, commitments in sizes:
+        env = HybridUnitCommitmentEnv(n_generators, commitments=commitments)
+        programme, bounds, seconds = PerfectInformation(env), [], []
+        for net_load in net_loads(env, n_scenarios, BOUND_SEED):
+            begin = time.perf_counter()
+            bounds.append(programme.solve(net_load).bound)
+            seconds.append(time.perf_counter() - begin)
+        costs = evaluate(env, MeritOrderOperator.best(env), n_scenarios, BOUND_SEED)
+        print(
+            f"{n_generators:>3}{commitments:>13}"
+            + "".join(
+                f"{'{:.1f} ± {:.1f}'.format(*mean_and_interval(values)):>17}"
+                for values in (np.array(bounds), costs, costs - bounds)
+            )
+            + f"{np.median(seconds):>22.2f}{max(seconds):>8.2f}",
             flush=True,
         )
 
