@@ -74,3 +74,22 @@ def check_array(
         limit = f" and > {above}" if above > -math.inf else f" and >= {at_least}" if at_least > -math.inf else ""
         raise ValueError(f"{where} = {array[index]}: must be finite{limit}")
     return array
+
+
+def check_definite(name: str, value: Any, size: int, *, strictly: bool = True) -> np.ndarray:
+    """
+    :param value: a matrix, or a scalar if ``size`` is 1
+    :param strictly: whether it has to be positive definite; else semidefinite is enough
+    :return: a float64 array of shape ``(size, size)``
+    :raises ValueError: naming the argument, if the matrix is not symmetric or not definite
+    """
+    matrix = check_array(name, value, (size, size))
+    gap = np.abs(matrix - matrix.T)
+    if gap.max() > 1e-9 * np.abs(matrix).max():
+        i, j = np.unravel_index(gap.argmax(), gap.shape)
+        raise ValueError(f"{name}[{i}, {j}] = {matrix[i, j]} and [{j}, {i}] = {matrix[j, i]}: must be symmetric")
+    least, largest = np.linalg.eigvalsh(matrix)[[0, -1]]
+    if least <= 1e-12 * largest if strictly else least < -1e-9 * abs(largest):
+        kind = "definite" if strictly else "semidefinite"
+        raise ValueError(f"{name} must be positive {kind}; its least eigenvalue is {least:.3g}")
+    return matrix

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.checks import check_array, check_count, check_definite
 from hybrid_envs.core import Frame, HybridEnv
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.spaces import HybridAction
@@ -132,7 +132,7 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
         shape = (n_assets,)
         self.params = params = PortfolioParams(
             target=check_array("target", reference_target if target is None else target, shape, above=0.0),
-            covariance=_check_covariance(reference_covariance if covariance is None else covariance, n_assets),
+            covariance=check_definite("covariance", reference_covariance if covariance is None else covariance, n_assets),
             fixed_cost=float(check_array("fixed_cost", fixed_cost, (), at_least=0.0)),
             proportional_cost=check_array("proportional_cost", proportional_cost, shape, at_least=0.0),
         )
@@ -216,14 +216,3 @@ def weight_volatility(params: PortfolioParams) -> np.ndarray:
     """
     against_rest = np.eye(len(params.target)) - params.target
     return params.target * np.sqrt(np.einsum("ij,jk,ik->i", against_rest, params.covariance, against_rest))
-
-
-def _check_covariance(value: np.ndarray, n_assets: int) -> np.ndarray:
-    covariance = check_array("covariance", value, (n_assets, n_assets))
-    if not np.allclose(covariance, covariance.T, atol=0):
-        i, j = np.unravel_index(np.abs(covariance - covariance.T).argmax(), covariance.shape)
-        raise ValueError(f"covariance[{i}, {j}] = {covariance[i, j]} and [{j}, {i}] = {covariance[j, i]}: must be symmetric")
-    least, largest = np.linalg.eigvalsh(covariance)[[0, -1]]
-    if least <= 1e-12 * largest:
-        raise ValueError(f"covariance must be positive definite; its least eigenvalue is {least:.3g}")
-    return covariance

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.checks import check_array, check_count, check_definite
 from hybrid_envs.core import Frame, HybridEnv
 from hybrid_envs.evaluation import PolicyFunction
 from hybrid_envs.rendering import draw_episode
@@ -122,8 +122,8 @@ class HybridSwitchedLQREnv(HybridEnv[SwitchedLQRState]):
         self.params = SwitchedLQRParams(
             A=check_array("A", reference.A if A is None else A, square),
             B=check_array("B", reference.B if B is None else B, (n_modes, *square)),
-            Q=_definite("Q", check_array("Q", reference.Q if Q is None else Q, square), strictly=False),
-            R=_definite("R", check_array("R", reference.R if R is None else R, square), strictly=True),
+            Q=check_definite("Q", reference.Q if Q is None else Q, n_dims, strictly=False),
+            R=check_definite("R", reference.R if R is None else R, n_dims),
         )
         self.start_limit = 10.0 / n_dims**0.5
         super().__init__(
@@ -187,14 +187,3 @@ def _agreed(name: str, value: int | None, arrays: dict[str, np.ndarray | None], 
     if len(set(stated.values())) > 1:
         raise ValueError(f"{name}: sizes disagree, {', '.join(f'{key} says {size}' for key, size in stated.items())}")
     return next(iter(stated.values()), default)
-
-
-def _definite(name: str, matrix: np.ndarray, strictly: bool) -> np.ndarray:
-    if not np.allclose(matrix, matrix.T):
-        gap = np.abs(matrix - matrix.T).max()
-        raise ValueError(f"{name} must be symmetric; it differs from its transpose by up to {gap:.3g}")
-    least = float(np.linalg.eigvalsh(matrix)[0])
-    if least < (1e-12 if strictly else -1e-9):
-        kind = "definite" if strictly else "semidefinite"
-        raise ValueError(f"{name} must be positive {kind}; its least eigenvalue is {least:.3g}")
-    return matrix

@@ -51,7 +51,7 @@ EYE = np.eye(2)
         ({"A": 1.1}, r"A must be given as matrices, got shape \(\)"),
         ({"B": np.ones((2, 3, 2))}, r"B must be a scalar or have shape \(2, 2, 2\), got shape \(2, 3, 2\)"),
         ({"A": np.array([[1.0, np.nan], [0.0, 1.0]])}, r"A\[0, 1\] = nan: must be finite"),
-        ({"Q": np.array([[1.0, 0.5], [0.0, 1.0]])}, r"Q must be symmetric; it differs from its transpose by up to 0.5"),
+        ({"Q": np.array([[1.0, 0.5], [0.0, 1.0]])}, r"Q\[0, 1\] = 0.5 and \[1, 0\] = 0.0: must be symmetric"),
         ({"Q": -EYE}, r"Q must be positive semidefinite; its least eigenvalue is -1"),
         ({"R": np.diag([1.0, 0.0])}, r"R must be positive definite; its least eigenvalue is 0"),
         ({"horizon": 0}, r"horizon must be an integer >= 1, got 0"),
