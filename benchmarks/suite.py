@@ -98,24 +98,30 @@ def summary(folder: Path, problem: Problem, size: str) -> dict[str, Any] | None:
         return None
     env = gym.make(problem.env_id, **env_kwargs).unwrapped
     assert isinstance(env, HybridEnv)
-    row["action_size"] = env.action_size
-    row["reference"] = evaluate(env, env.reference_policy(), N_SCENARIOS, EVALUATION_SEED).mean()
-    return row
+    policy = env.reference_policy()
+    reference = evaluate(env, policy, N_SCENARIOS, EVALUATION_SEED).mean()
+    return row | {"action_size": env.action_size, "reference": reference, "reference_policy": type(policy).__name__}
+
+
+def gap(row: dict[str, Any], algo: str) -> float:
+    """How far an algorithm's cost is above the reference's, relatively; costs may be negative."""
+    return float((row[f"{algo}_cost"] - row["reference"]) / abs(row["reference"]))
 
 
 def report(rows: list[dict[str, Any]]) -> None:
     """Print the table, write ``suite.csv``, draw ``suite.png``."""
-    header = ["problem", "", "reference", *(cls.__name__ for cls in ALGORITHMS.values())]
+    header = ["problem", "", "reference", "", *(cls.__name__ for cls in ALGORITHMS.values())]
     print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row in rows:
         cells = [
-            f"{row[f'{algo}_cost']:.3f} ± {row[f'{algo}_half_width']:.3f} ({row[f'{algo}_seeds']})"
+            f"{row[f'{algo}_cost']:,.3f} ± {row[f'{algo}_half_width']:.3f} ({gap(row, algo):+.1%})"
             if f"{algo}_cost" in row
             else ""
             for algo in ALGORITHMS
         ]
-        print(f"| {row['env']} | {row['arguments']} | {row['reference']:.3f} | {' | '.join(cells)} |")
-    columns = ["env", "arguments", "action_size", "reference"]
+        stated = [row["env"], row["arguments"], row["reference_policy"], f"{row['reference']:.3f}", *cells]
+        print(f"| {' | '.join(stated)} |")
+    columns = ["env", "arguments", "action_size", "reference_policy", "reference"]
     columns += [f"{algo}_{what}" for algo in ALGORITHMS for what in ("cost", "half_width", "seeds")]
     RESULTS.mkdir(exist_ok=True)
     with open(RESULTS / "suite.csv", "w", newline="", encoding="utf-8") as file:
@@ -126,7 +132,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.2), layout="constrained")
     for offset, (algo, cls) in zip((-0.12, 0.12), ALGORITHMS.items(), strict=True):
         known = [(index, row) for index, row in enumerate(rows) if f"{algo}_cost" in row]
-        gaps = [row[f"{algo}_cost"] / row["reference"] - 1 for _, row in known]
+        gaps = [gap(row, algo) for _, row in known]
         errors = [row[f"{algo}_half_width"] / abs(row["reference"]) for _, row in known]
         axes.errorbar(
             gaps, [index + offset for index, _ in known], xerr=np.nan_to_num(errors), fmt="o", capsize=3, label=cls.__name__

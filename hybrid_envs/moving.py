@@ -196,7 +196,7 @@ class HybridMovingEnv(HybridEnv[MovingState]):
         return ((costs - (self.params.penalty - 1)).abs() < 1e-6).any(dim=0)
 
     def reference_policy(self) -> Any:
-        """Align, accelerate, brake; certificate: heuristic."""
+        """Align, accelerate, brake: a heuristic."""
         from hybrid_envs.solvers.moving import AlignAndStop  # the solvers import this module
 
         return AlignAndStop(self)

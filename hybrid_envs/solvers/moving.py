@@ -1,7 +1,5 @@
 """Driving to a stop: align, accelerate and brake, as one would by hand."""
 
-from typing import ClassVar
-
 import numpy as np
 
 from hybrid_envs.evaluation import ReferencePolicy
@@ -25,8 +23,6 @@ class AlignAndStop(ReferencePolicy):
 
     :param env: the problem
     """
-
-    certificate: ClassVar[str] = "heuristic"
 
     def __init__(self, env: HybridMovingEnv):
         self.params = env.params

@@ -1,8 +1,6 @@
 """Rebalancing: the optimum of one asset by dynamic programming on a grid, and a tuned no-trade band for any number."""
 
 import math
-from typing import ClassVar
-
 import numpy as np
 import torch
 from scipy.optimize import differential_evolution
@@ -36,8 +34,6 @@ class RebalancingOptimum(ReferencePolicy):
     :param env: the problem
     :raises ValueError: for several assets, and for costs so high that there is no reason to leave the ends of the grid
     """
-
-    certificate: ClassVar[str] = "optimal on the grid"
 
     def __init__(self, env: HybridPortfolioEnv):
         params = env.params
@@ -103,8 +99,6 @@ class NoTradeBand(ReferencePolicy):
     :param slack: at least 0; at 0 all assets are traded to their targets
     :raises ValueError: naming the parameter, if its value is not allowed
     """
-
-    certificate: ClassVar[str] = "heuristic"
 
     def __init__(self, env: HybridPortfolioEnv, band: float, slack: float):
         self.params = env.params
