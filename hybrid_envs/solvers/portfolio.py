@@ -1,6 +1,7 @@
 """Rebalancing: the optimum of one asset by dynamic programming on a grid, and a tuned no-trade band for any number."""
 
 import math
+
 import numpy as np
 import torch
 from scipy.optimize import differential_evolution
