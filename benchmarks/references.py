@@ -45,8 +45,8 @@ def main() -> None:
     if "lqr" in problems:
         switched_lqr([(8, 2)] if args.quick else [(8, 2), (48, 2), (48, 4), (48, 6), (48, 8)])
     if "unit_commitment" in problems:
-        sizes = [(3, "all"), (4, "all"), (5, "all"), (10, "merit_order"), (20, "merit_order")]
-        unit_commitment(sizes[:1] if args.quick else sizes, 2 if args.quick else 100)
+        sizes = [(3, "all", 50), (4, "all", 50), (5, "all", 10), (10, "merit_order", 10), (20, "merit_order", 10)]
+        unit_commitment([(3, "all", 2)] if args.quick else sizes)
 
 
 def inventory(sizes: list[int]) -> None:
@@ -105,7 +105,7 @@ def unit_commitment(sizes: list[tuple[int, str]], n_scenarios: int) -> None:
             seconds.append(time.perf_counter() - begin)
         costs = evaluate(env, MeritOrderOperator.best(env), n_scenarios, BOUND_SEED)
         print(
-            f"{n_generators:>3}{commitments:>13}"
+            f"{n_generators:>3}{commitments:>13}{n_scenarios:>11}"
             + "".join(
                 f"{'{:.1f} ± {:.1f}'.format(*mean_and_interval(values)):>17}"
                 for values in (np.array(bounds), costs, costs - bounds)

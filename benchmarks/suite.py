@@ -1,7 +1,7 @@
 """
 Every problem at a small and a large size: HPO and HybridPPO with equal steps, against the reference on the same scenarios.
 
-    python -m benchmarks.suite [--envs ID ...] [--seeds 0 1 2] [--out runs/suite]
+    python -m benchmarks.suite [--envs ID ...] [--sizes small] [--seeds 0 1 2]
 
 Runs already in the folder are not repeated, so that the command can be stopped and started again.
 """
@@ -24,8 +24,6 @@ from benchmarks.train import N_SCENARIOS, train
 from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, read_config
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.solvers import evaluate
-
-RESULTS = Path(__file__).parent / "results"
 
 
 class Problem(NamedTuple):
@@ -58,25 +56,33 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
     parser.add_argument("--algos", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, default=Path("runs/suite"), help="folder of the single runs")
+    parser.add_argument("--iterations", type=int, help="instead of each config's n_timesteps: a look, not a result")
+    parser.add_argument("--runs", type=Path, default=Path("runs/suite"), help="folder of the single runs")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.out.mkdir(parents=True, exist_ok=True)
+    for folder in (args.runs, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
     chosen = [problem for problem in PROBLEMS if problem.env_id in args.envs]
     for seed, problem, size, algo in product(args.seeds, chosen, args.sizes, args.algos):
-        run(args.out, algo, problem, size, seed)
-    rows = [row for problem, size in product(PROBLEMS, SIZES) if (row := summary(args.out, problem, size))]
-    report(rows)
+        run(args.runs, algo, problem, size, seed, args.iterations)
+    report([row for problem, size in product(PROBLEMS, SIZES) if (row := summary(args.runs, problem, size))], args.out)
 
 
-def run(folder: Path, algo: str, problem: Problem, size: str, seed: int) -> None:
+def run(folder: Path, algo: str, problem: Problem, size: str, seed: int, iterations: int | None) -> None:
     """Train one run, unless its file is in the folder. HybridPPO gets as many environment steps as HPO's config says."""
     file = folder / f"{problem.env_id}_{size}_{algo}_{seed}.json"
     if file.exists():
         return
     n_timesteps = read_config("hpo", problem.env_id)["n_timesteps"]
     result = train(
-        algo, problem.env_id, getattr(problem, size), seed, whole_units=problem.whole_units, n_timesteps=n_timesteps
+        algo,
+        problem.env_id,
+        getattr(problem, size),
+        seed,
+        iterations,
+        whole_units=problem.whole_units,
+        n_timesteps=n_timesteps,
     )
     file.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -108,8 +114,8 @@ def gap(row: dict[str, Any], algo: str) -> float:
     return float((row[f"{algo}_cost"] - row["reference"]) / abs(row["reference"]))
 
 
-def report(rows: list[dict[str, Any]]) -> None:
-    """Print the table, write ``suite.csv``, draw ``suite.png``."""
+def report(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Print the table; write ``suite.csv`` and draw ``suite.png`` in the folder."""
     header = ["problem", "", "reference", "", *(cls.__name__ for cls in ALGORITHMS.values())]
     print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row in rows:
@@ -123,8 +129,7 @@ def report(rows: list[dict[str, Any]]) -> None:
         print(f"| {' | '.join(stated)} |")
     columns = ["env", "arguments", "action_size", "reference_policy", "reference"]
     columns += [f"{algo}_{what}" for algo in ALGORITHMS for what in ("cost", "half_width", "seeds")]
-    RESULTS.mkdir(exist_ok=True)
-    with open(RESULTS / "suite.csv", "w", newline="", encoding="utf-8") as file:
+    with open(folder / "suite.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -144,7 +149,7 @@ def report(rows: list[dict[str, Any]]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("cost above the reference's, same scenarios (mean and 95 % interval over seeds)")
     axes.legend()
-    figure.savefig(RESULTS / "suite.png", dpi=120)
+    figure.savefig(folder / "suite.png", dpi=120)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The commands of README and docs run, in a small form."""
 
+import csv
 import json
 import os
 import subprocess
@@ -50,6 +51,37 @@ def test_the_speed_benchmark_reports_the_parts_of_an_iteration():
     assert result.returncode == 0, result.stderr
     for part in ("rollout", "backward", "PPO epochs", "SyncVectorEnv"):
         assert part in result.stdout
+
+
+def test_the_suite_compares_both_algorithms_with_the_reference_and_repeats_no_run(tmp_path):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    command = (
+        "benchmarks.suite",
+        "--envs",
+        "HybridSwitchedLQR-v0",
+        "--sizes",
+        "small",
+        "--seeds",
+        "0",
+        "1",
+        "--iterations",
+        "1",
+    )
+    command = (*command, "--runs", str(runs), "--out", str(results))
+    first = run(*command)
+    assert first.returncode == 0, first.stderr
+    (row,) = csv.DictReader((results / "suite.csv").read_text().splitlines())
+    assert row["reference_policy"] == "SwitchedRiccati"
+    for algo in ("hpo", "hybrid_ppo"):
+        a, b = (json.loads((runs / f"HybridSwitchedLQR-v0_small_{algo}_{seed}.json").read_text())["cost"] for seed in (0, 1))
+        assert float(row[f"{algo}_cost"]) == pytest.approx((a + b) / 2)
+        assert float(row[f"{algo}_half_width"]) == pytest.approx(12.706 * abs(a - b) / 2, rel=1e-4)  # t(0.975, 1) = 12.706
+    assert (results / "suite.png").read_bytes().startswith(b"\x89PNG")
+    files = {file: file.stat().st_mtime_ns for file in runs.iterdir()}
+    again = run(*command)
+    assert again.returncode == 0, again.stderr
+    assert "seed" not in again.stdout
+    assert {file: file.stat().st_mtime_ns for file in runs.iterdir()} == files
 
 
 @pytest.mark.slow
