@@ -45,7 +45,8 @@ def main() -> None:
     command.add_argument("keep", type=int)
     args = vars(parser.parse_args())
     torch.set_num_threads(1)
-    {"overhead": overhead, "kills": kills, "run": run}[args.pop("command")](**args)
+    commands_by_name: dict[str, Callable[..., None]] = {"overhead": overhead, "kills": kills, "run": run}
+    commands_by_name[args.pop("command")](**args)
 
 
 # ---- overhead --------------------------------------------------------------------------------------------------------

@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from matplotlib.figure import Figure
-from scipy import stats
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnvWrapper, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from benchmarks.zoo import EVALUATION_SEED
+from benchmarks.zoo import EVALUATION_SEED, mean_and_interval
 from hybrid_envs import HybridAction, HybridEnv, HybridProcurementEnv, PiecewiseEnv
 from hybrid_envs.piecewise import BoxAction
 from hybrid_envs.procurement import ProcurementProblem
@@ -95,7 +94,7 @@ class BoxCostCallback(CostCallback):
     """The same curve for a model that was trained on :class:`BoxVecEnv`."""
 
     def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
-        scaled = (observation / self.eval_env.observation_scale).astype(np.float32)
+        scaled = (observation / self.problem.observation_scale).astype(np.float32)
         actions, _ = self.model.predict(scaled, deterministic=True)
         return [(0, order) for order in orders_of(actions)], None
 
@@ -161,15 +160,6 @@ METHODS: dict[str, Callable[[int, int, int], CostCallback]] = {
 }
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """
-    :return: mean and half width of the 95 % interval over seeds, by Student's t
-    """
-    n = len(values)
-    spread = float(stats.sem(values) * stats.t.ppf(0.975, n - 1)) if n > 1 else float("nan")
-    return float(np.mean(values)), spread
-
-
 def draw(rows: list[Row], path: Path) -> None:
     """Left: what an order costs. Right: distance from the optimum against environment steps."""
     figure = Figure(figsize=(11, 4.5), dpi=120, layout="constrained")
@@ -189,7 +179,7 @@ def draw(rows: list[Row], path: Path) -> None:
         steps = sorted({row.steps for row in of_method if row.n_scenarios < final})
         gaps = np.array([[r.gap for r in of_method if r.steps == s and r.n_scenarios < final] for s in steps])
         gaps = np.maximum(gaps, 1e-3)  # what is nearer to the optimum is noise
-        mean, half_width = interval([row.gap for row in of_method if row.n_scenarios == final])
+        mean, half_width = mean_and_interval([row.gap for row in of_method if row.n_scenarios == final])
         curves.plot(
             steps, gaps.mean(axis=1), color=f"C{colour}", marker=".", label=f"{method}: {mean:+.1%} ± {half_width:.1%}"
         )
@@ -221,7 +211,7 @@ def main() -> None:
     for method, train in METHODS.items():
         for seed in args.seeds:
             curve = train(seed, steps, points)
-            final = float(evaluate(curve.eval_env, curve, n_scenarios, EVALUATION_SEED).mean())
+            final = float(evaluate(curve.problem, curve, n_scenarios, EVALUATION_SEED).mean())
             measured = [(s, curve.n_scenarios, cost) for s, cost in zip(curve.steps, curve.costs, strict=True)]
             for done, count, cost in [*measured, (curve.steps[-1], n_scenarios, final)]:
                 if count not in references:
@@ -235,7 +225,9 @@ def main() -> None:
     draw(rows, args.out / "jumps.png")
     print(f"\ncost over the optimum on {n_scenarios} scenarios, mean and 95 % interval over {len(args.seeds)} seeds")
     for method in METHODS:
-        mean, half_width = interval([row.gap for row in rows if row.method == method and row.n_scenarios == n_scenarios])
+        mean, half_width = mean_and_interval(
+            [row.gap for row in rows if row.method == method and row.n_scenarios == n_scenarios]
+        )
         print(f"  {method:28}{mean:+8.2%} ± {half_width:.2%}")
     print(f"{time.perf_counter() - start:.0f} s; jumps.csv, jumps.png: {args.out}")
 

@@ -85,18 +85,11 @@ def switched_lqr(instances: list[tuple[int, int]]) -> None:
         )
 
 
-def unit_commitment(sizes: list[tuple[int, str]], n_scenarios: int) -> None:
-    print(f"\nunit commitment, cost of a day, {n_scenarios} scenarios")
-    columns = (
-        ("p", 3),
-        ("commitments", 13),
-        ("bound", 17),
-        ("operator", 17),
-        ("difference", 17),
-        ("s / scenario: median", 22),
-    )
-    print("".join(f"{title:>{width}}" for title, width in (*columns, ("worst", 8))))
-    for n_generators, commitments in sizes:
+def unit_commitment(sizes: list[tuple[int, str, int]]) -> None:
+    print("\nunit commitment, cost of a day")
+    columns = (("p", 3), ("commitments", 13), ("scenarios", 11), ("bound", 17), ("operator", 17), ("difference", 17))
+    print("".join(f"{title:>{width}}" for title, width in (*columns, ("s / scenario: median", 22), ("worst", 8))))
+    for n_generators, commitments, n_scenarios in sizes:
         env = HybridUnitCommitmentEnv(n_generators, commitments=commitments)
         programme, bounds, seconds = PerfectInformation(env), [], []
         for net_load in net_loads(env, n_scenarios, BOUND_SEED):

@@ -9,6 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -79,13 +80,14 @@ def steps_per_second(seconds: float) -> None:
     """Print the speed of both environments in single, batched and differentiated form, beside Gymnasium's SyncVectorEnv."""
     columns = "".join(f"{title:>15}" for title in ("scenarios", "no gradient", "with gradient", "SyncVectorEnv"))
     print(f"\n{'environment steps per second':<40}{columns}")
-    for env_id, kwargs in (("HybridInventory-v0", {"n_items": 20}), ("HybridSwitchedLQR-v0", {"n_dims": 48})):
+    problems: dict[str, dict[str, Any]] = {"HybridInventory-v0": {"n_items": 20}, "HybridSwitchedLQR-v0": {"n_dims": 48}}
+    for env_id, kwargs in problems.items():
         for n in (1, 64, 1024):
             batched = HybridVectorEnv(gym.make(env_id, **kwargs).unwrapped, n)  # type: ignore[arg-type]
-            plain = rate(lambda b=batched: episode(b, gradient=False), seconds)
-            live = rate(lambda b=batched: episode(b, gradient=True), seconds)
+            plain = rate(partial(episode, batched, gradient=False), seconds)
+            live = rate(partial(episode, batched, gradient=True), seconds)
             sync = gym.make_vec(env_id, n, vectorization_mode="sync", **kwargs) if n <= 64 else None
-            looped = f"{rate(lambda s=sync: sync_steps(s), seconds):,.0f}" if sync is not None else "-"
+            looped = f"{rate(partial(sync_steps, sync), seconds):,.0f}" if sync is not None else "-"
             print(f"{env_id + ' ' + str(kwargs):<40}{n:>15}{plain:>15,.0f}{live:>15,.0f}{looped:>15}")
 
 
@@ -128,8 +130,8 @@ def throughput(seconds: float) -> None:
         for problem in PROBLEMS:
             env_kwargs = getattr(problem, size)
             batched = HybridVectorEnv(gym.make(problem.env_id, **env_kwargs).unwrapped, 1024)  # type: ignore[arg-type]
-            plain, live = (rate(lambda b=batched, g=gradient: episode(b, g), seconds) for gradient in (False, True))
-            (dims,) = batched.single_observation_space.shape
+            plain, live = (rate(partial(episode, batched, gradient), seconds) for gradient in (False, True))
+            dims = len(batched.env.observation_scale)
             yardstick = yardstick or plain * dims  # joint replenishment comes first
             print(
                 f"{f'{problem.env_id} {env_kwargs}':<75}{dims:>15}{plain:>15,.0f}{live:>15,.0f}{plain * dims:>15,.0f}"

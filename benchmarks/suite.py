@@ -18,10 +18,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.ticker import PercentFormatter
-from scipy import stats
 
 from benchmarks.train import N_SCENARIOS, train
-from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, read_config
+from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, mean_and_interval, read_config
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.solvers import evaluate
 
@@ -96,10 +95,9 @@ def summary(folder: Path, problem: Problem, size: str) -> dict[str, Any] | None:
     row: dict[str, Any] = {"env": problem.env_id, "arguments": " ".join(f"{k}={v}" for k, v in env_kwargs.items())}
     for algo in ALGORITHMS:
         files = sorted(folder.glob(f"{problem.env_id}_{size}_{algo}_*.json"))
-        costs = np.array([json.loads(file.read_text())["cost"] for file in files])
-        if len(costs):
-            width = stats.sem(costs) * stats.t.ppf(0.975, len(costs) - 1) if len(costs) > 1 else np.nan
-            row |= {f"{algo}_cost": costs.mean(), f"{algo}_half_width": width, f"{algo}_seeds": len(costs)}
+        if files:
+            mean, half_width = mean_and_interval([json.loads(file.read_text())["cost"] for file in files])
+            row |= {f"{algo}_cost": mean, f"{algo}_half_width": half_width, f"{algo}_seeds": len(files)}
     if len(row) == 2:
         return None
     env = gym.make(problem.env_id, **env_kwargs).unwrapped

@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import yaml
+from scipy import stats
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import hybrid_envs  # noqa: F401  registers the environments
@@ -70,9 +71,10 @@ def make_run(algo: str, env_id: str, env_kwargs: dict[str, Any], seed: int, entr
     return Run(model, unwrapped, n_timesteps)
 
 
-def mean_and_interval(values: np.ndarray) -> tuple[float, float]:
+def mean_and_interval(values: np.ndarray | list[float]) -> tuple[float, float]:
     """
     :param values: independent values, shape ``(n,)``
-    :return: their mean and the half width of its 95 % confidence interval (normal approximation)
+    :return: their mean and the half width of its 95 % confidence interval by Student's t, NaN for a single value
     """
-    return float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
+    n = len(values)
+    return float(np.mean(values)), float(stats.sem(values) * stats.t.ppf(0.975, n - 1)) if n > 1 else float("nan")
