@@ -9,6 +9,7 @@ Runs already in the folder are not repeated, so that the command can be stopped 
 import argparse
 import csv
 import json
+import math
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,18 +94,45 @@ def summary(folder: Path, problem: Problem, size: str) -> dict[str, Any] | None:
     """
     env_kwargs = getattr(problem, size)
     row: dict[str, Any] = {"env": problem.env_id, "arguments": " ".join(f"{k}={v}" for k, v in env_kwargs.items())}
-    for algo in ALGORITHMS:
-        files = sorted(folder.glob(f"{problem.env_id}_{size}_{algo}_*.json"))
-        if files:
-            mean, half_width = mean_and_interval([json.loads(file.read_text())["cost"] for file in files])
-            row |= {f"{algo}_cost": mean, f"{algo}_half_width": half_width, f"{algo}_seeds": len(files)}
-    if len(row) == 2:
+    runs = {
+        algo: [json.loads(file.read_text()) for file in sorted(folder.glob(f"{problem.env_id}_{size}_{algo}_*.json"))]
+        for algo in ALGORITHMS
+    }
+    if not any(runs.values()):
         return None
-    env = gym.make(problem.env_id, **env_kwargs).unwrapped
-    assert isinstance(env, HybridEnv)
-    policy = env.reference_policy()
-    reference = evaluate(env, policy, N_SCENARIOS, EVALUATION_SEED).mean()
-    return row | {"action_size": env.action_size, "reference": reference, "reference_policy": type(policy).__name__}
+    for algo, of_algo in runs.items():
+        if of_algo:
+            mean, half_width = mean_and_interval([run["cost"] for run in of_algo])
+            row |= {f"{algo}_cost": mean, f"{algo}_half_width": half_width, f"{algo}_seeds": len(of_algo)}
+    if all(runs.values()):
+        row["steps_to_match"] = steps_to_match(runs["hpo"], runs["hybrid_ppo"])
+    return row | reference(folder / f"{problem.env_id}_{size}.json", problem.env_id, env_kwargs)
+
+
+def steps_to_match(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:
+    """
+    :param ours: what :func:`~benchmarks.train.train` returned for each seed
+    :param theirs: likewise
+    :return: the share of its steps after which our mean learning curve is at or below the end of theirs, and stays there;
+        infinite if it never is
+    """
+    curve = np.mean([run["costs"] for run in ours], axis=0)
+    above = np.flatnonzero(curve > np.mean([run["costs"][-1] for run in theirs]))
+    steps = ours[0]["steps"]
+    reached = above[-1] + 1 if above.size else 0
+    return steps[reached] / steps[-1] if reached < len(steps) else math.inf
+
+
+def reference(file: Path, env_id: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The reference policy's name and cost, from the file if it is there, since finding the policy may take a minute."""
+    if not file.exists():
+        env = gym.make(env_id, **env_kwargs).unwrapped
+        assert isinstance(env, HybridEnv)
+        policy = env.reference_policy()
+        cost = float(evaluate(env, policy, N_SCENARIOS, EVALUATION_SEED).mean())
+        found = {"action_size": env.action_size, "reference_policy": type(policy).__name__, "reference": cost}
+        file.write_text(json.dumps(found, indent=1) + "\n")
+    return dict(json.loads(file.read_text()))
 
 
 def gap(row: dict[str, Any], algo: str) -> float:
@@ -112,21 +140,25 @@ def gap(row: dict[str, Any], algo: str) -> float:
     return float((row[f"{algo}_cost"] - row["reference"]) / abs(row["reference"]))
 
 
+def cell(row: dict[str, Any], algo: str) -> str:
+    """What the table says of an algorithm's cost."""
+    seeds, half_width = row[f"{algo}_seeds"], row[f"{algo}_half_width"]
+    spread = f"± {half_width:.3f}" if seeds > 1 else "(one seed)"
+    return f"{row[f'{algo}_cost']:,.3f} {spread}, {gap(row, algo):+.1%}"
+
+
 def report(rows: list[dict[str, Any]], folder: Path) -> None:
     """Print the table; write ``suite.csv`` and draw ``suite.png`` in the folder."""
-    header = ["problem", "", "reference", "", *(cls.__name__ for cls in ALGORITHMS.values())]
+    header = ["problem", "", "reference", "", *(cls.__name__ for cls in ALGORITHMS.values()), "steps to match"]
     print(f"\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
     for row in rows:
-        cells = [
-            f"{row[f'{algo}_cost']:,.3f} ± {row[f'{algo}_half_width']:.3f} ({gap(row, algo):+.1%})"
-            if f"{algo}_cost" in row
-            else ""
-            for algo in ALGORITHMS
-        ]
+        cells = [cell(row, algo) if f"{algo}_cost" in row else "" for algo in ALGORITHMS]
         stated = [row["env"], row["arguments"], row["reference_policy"], f"{row['reference']:.3f}", *cells]
+        stated.append(f"{row['steps_to_match']:.0%}".replace("inf%", "not reached") if "steps_to_match" in row else "")
         print(f"| {' | '.join(stated)} |")
     columns = ["env", "arguments", "action_size", "reference_policy", "reference"]
     columns += [f"{algo}_{what}" for algo in ALGORITHMS for what in ("cost", "half_width", "seeds")]
+    columns.append("steps_to_match")
     with open(folder / "suite.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()

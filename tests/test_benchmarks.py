@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -76,6 +77,12 @@ def test_the_suite_compares_both_algorithms_with_the_reference_and_repeats_no_ru
         a, b = (json.loads((runs / f"HybridSwitchedLQR-v0_small_{algo}_{seed}.json").read_text())["cost"] for seed in (0, 1))
         assert float(row[f"{algo}_cost"]) == pytest.approx((a + b) / 2)
         assert float(row[f"{algo}_half_width"]) == pytest.approx(12.706 * abs(a - b) / 2, rel=1e-4)  # t(0.975, 1) = 12.706
+    curves = [json.loads((runs / f"HybridSwitchedLQR-v0_small_hpo_{seed}.json").read_text())["costs"] for seed in (0, 1)]
+    ends = [
+        json.loads((runs / f"HybridSwitchedLQR-v0_small_hybrid_ppo_{seed}.json").read_text())["costs"][-1] for seed in (0, 1)
+    ]
+    there = [sum(pair) <= sum(ends) for pair in zip(*curves, strict=True)]
+    assert float(row["steps_to_match"]) == (0.0 if all(there) else 1.0 if there[-1] else math.inf)  # two points: start and end
     assert (results / "suite.png").read_bytes().startswith(b"\x89PNG")
     files = {file: file.stat().st_mtime_ns for file in runs.iterdir()}
     again = run(*command)
