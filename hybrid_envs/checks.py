@@ -84,9 +84,8 @@ def check_definite(name: str, value: Any, size: int, *, strictly: bool = True) -
     :raises ValueError: naming the argument, if the matrix is not symmetric or not definite
     """
     matrix = check_array(name, value, (size, size))
-    gap = np.abs(matrix - matrix.T)
-    if gap.max() > 1e-9 * np.abs(matrix).max():
-        i, j = np.unravel_index(gap.argmax(), gap.shape)
+    if not np.allclose(matrix, matrix.T, atol=1e-9 * np.abs(matrix).max()):  # it may have been computed in float32
+        i, j = np.unravel_index(np.abs(matrix - matrix.T).argmax(), matrix.shape)
         raise ValueError(f"{name}[{i}, {j}] = {matrix[i, j]} and [{j}, {i}] = {matrix[j, i]}: must be symmetric")
     least, largest = np.linalg.eigvalsh(matrix)[[0, -1]]
     if least <= 1e-12 * largest if strictly else least < -1e-9 * abs(largest):

@@ -1,5 +1,6 @@
 """The evaluation of any policy, and what reference policies share: SB3's ``predict`` on top of one batched rule."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -44,6 +45,14 @@ class ReferencePolicy(ABC):
     """Its figure of merit as its solver states it; NaN where the solver states none."""
     half_width: float = 0.0
     """Half width of the 95 % confidence interval of ``cost``; 0 where ``cost`` is exact."""
+
+    def state_cost(self, costs: np.ndarray) -> None:
+        """
+        State ``cost`` and ``half_width`` as simulation estimates them.
+
+        :param costs: of independent scenarios, shape ``(n,)``
+        """
+        self.cost, self.half_width = float(costs.mean()), float(1.96 * costs.std() / math.sqrt(len(costs)))
 
     @abstractmethod
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -258,8 +258,7 @@ class CappedDualIndex(ReferencePolicy):
             rng=np.random.default_rng(seed),
         )
         policy = cls(env, Levels(*(level[0] for level in family.levels(found.x[None]))))
-        costs = evaluate(env, policy, TEST_SCENARIOS, seed + 1)
-        policy.cost, policy.half_width = float(costs.mean()), float(1.96 * costs.std() / math.sqrt(len(costs)))
+        policy.state_cost(evaluate(env, policy, TEST_SCENARIOS, seed + 1))
         return policy
 
 

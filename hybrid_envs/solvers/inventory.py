@@ -240,8 +240,7 @@ def best_classical(env: HybridInventoryEnv, n_scenarios: int = 1024, seed: int =
     policies: list[OrderUpTo] = [SingleItemSS.best(env)] if env.n_items == 1 and env.demand != "data" else []
     policies += [PeriodicReview.best(env), TotalDemandTrigger.best(env), CanOrder.best(env)]
     for policy in policies:
-        costs = evaluate(env, policy, n_scenarios, seed)
-        policy.cost, policy.half_width = float(costs.mean()), float(1.96 * costs.std() / math.sqrt(n_scenarios))
+        policy.state_cost(evaluate(env, policy, n_scenarios, seed))
     return min(policies, key=lambda policy: policy.cost)
 
 

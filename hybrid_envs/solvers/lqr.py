@@ -141,7 +141,7 @@ class SwitchedRiccati(RiccatiPolicy):
             self._solve(samples)
             samples, _ = self.trajectories(starts)
         _, costs = self.trajectories(rng.uniform(-env.start_limit, env.start_limit, shape))  # starts not pruned on
-        self.cost, self.half_width = float(costs.mean()), float(1.96 * costs.std() / n_starts**0.5)
+        self.state_cost(costs)
 
     def _solve(self, samples: np.ndarray) -> None:
         """

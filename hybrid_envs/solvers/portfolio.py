@@ -132,8 +132,7 @@ class NoTradeBand(ReferencePolicy):
             rng=np.random.default_rng(seed),
         )
         policy = cls(env, *(widest[:, 0] * found.x))
-        costs = evaluate(env, policy, TEST_SCENARIOS, seed + 1)
-        policy.cost, policy.half_width = float(costs.mean()), float(1.96 * costs.std() / math.sqrt(len(costs)))
+        policy.state_cost(evaluate(env, policy, TEST_SCENARIOS, seed + 1))
         return policy
 
 

@@ -152,8 +152,7 @@ class TotalOrders(ReferencePolicy):
             policy.cost, policy.lower_bound = solution.upper, solution.lower / env.n_items
             if env.n_items == 1:
                 return policy
-            costs = evaluate(env, policy, n_scenarios, seed)
-            policy.cost, policy.half_width = float(costs.mean()), float(1.96 * costs.std() / math.sqrt(n_scenarios))
+            policy.state_cost(evaluate(env, policy, n_scenarios, seed))
             tried.append(policy)
         return tried[-2]
 

@@ -1,6 +1,5 @@
 """Unit commitment: a rule-based operator, and the perfect-information optimum by mixed-integer linear programming."""
 
-import math
 from typing import NamedTuple
 
 import numpy as np
@@ -116,8 +115,7 @@ class MeritOrderOperator(ReferencePolicy):
                 chosen = min((t for t in trials if t["charge_below"] < t["discharge_above"]), key=cost)
             improved = cost(chosen) < before
         policy = cls(env, **chosen)  # type: ignore[arg-type]
-        tested = evaluate(env, policy, N_SCENARIOS, seed + 1)
-        policy.cost, policy.half_width = float(tested.mean()), float(1.96 * tested.std() / math.sqrt(N_SCENARIOS))
+        policy.state_cost(evaluate(env, policy, N_SCENARIOS, seed + 1))
         return policy
 
 
