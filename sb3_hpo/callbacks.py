@@ -207,6 +207,7 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "target_kl": model.target_kl,
         "max_grad_norm": getattr(model, "component_max_grad_norm", model.max_grad_norm),
         "cross_term": getattr(model, "cross_term", False),
+        "point_noise": getattr(model, "point_noise_schedule", 0.0),
         "normalize_reward": getattr(model, "normalize_reward", False),
         "net_arch": model.policy.net_arch,
         "linear_path": ", ".join(model.policy.linear_path),

@@ -32,10 +32,14 @@ CROSS_SMOOTHING = 0.2
 
 
 class LiveRollout(NamedTuple):
-    """What the mixed gradient needs of a rollout; both with gradients, shape ``(n_steps, n_envs)``."""
+    """What the mixed gradient needs of a rollout, all with gradients; rewards and value in the same unit."""
 
     rewards: torch.Tensor
+    """Shape ``(n_steps, n_envs)``."""
+    future: torch.Tensor
+    """Value of the last states, 0 where the episode has ended, shape ``(n_envs,)``."""
     log_probs: torch.Tensor
+    """Of the sampled regimes, shape ``(n_steps, n_envs)``."""
 
 
 class HPO(HybridPPO):
@@ -53,10 +57,14 @@ class HPO(HybridPPO):
     :param policy: ``"MlpPolicy"`` or a policy class
     :param env: a :class:`~hybrid_envs.core.HybridEnv`, its id, or a VecEnv of such environments
     :param n_scenarios: scenarios simulated side by side; a VecEnv has its own number
-    :param n_steps: periods per iteration; the environment's horizon unless given
+    :param n_steps: periods per iteration; the environment's horizon unless given. What follows a shorter rollout is judged by
+        the value network, with gradients to the last state
     :param cross_term: whether the mixed gradient keeps its cross term; without it, it is biased but less noisy; ``"auto"``
         weighs it by the share of signal measured in it, so that it fades out once it is mostly noise
     :param pathwise_weight: weight of the pathwise term against the cross term; the estimator is unbiased at 1
+    :param point_noise: standard deviation of the Gaussian noise that is added to the tower's raw outputs while scenarios are
+        simulated; a number, a schedule, or ``"lin_V"``. Gradients pass through the sum, so that the estimator remains
+        unbiased, for the noisy policy. For problems whose costs jump in the state, which no derivative sees
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
     :param learning_rate: of the discrete network; a number, a schedule, or ``"lin_V"`` for a linear decay from V to 0
     :param continuous_learning_rate: of the continuous network, likewise; ``None`` for that of the discrete network
@@ -83,6 +91,7 @@ class HPO(HybridPPO):
         n_steps: int | None = None,
         cross_term: bool | Literal["auto"] = True,
         pathwise_weight: float = 1.0,
+        point_noise: float | str | Schedule = 0.0,
         normalize_reward: bool = True,
         learning_rate: float | str | Schedule = 1e-3,
         continuous_learning_rate: float | str | Schedule | None = "lin_1e-3",
@@ -114,6 +123,9 @@ class HPO(HybridPPO):
         self.cross_term = cross_term
         self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
         self.pathwise_weight = pathwise_weight
+        self.point_noise_schedule = make_schedule("point_noise", point_noise)
+        if self.point_noise_schedule(1.0) < 0:
+            raise ValueError(f"point_noise is a standard deviation and must be >= 0, got {point_noise!r}")
         self.normalize_reward = normalize_reward
         self.component_learning_rates = {
             name: make_schedule(f"{name}_learning_rate", rate)
@@ -168,7 +180,7 @@ class HPO(HybridPPO):
             advantages = advantages - advantages.mean()
             scale = advantages.std() + 1e-8
         # Both terms are divided by the same number: with different ones their sum would be the gradient of nothing.
-        pathwise = self.pathwise_weight * pathwise_loss(self._live.rewards) / scale
+        pathwise = self.pathwise_weight * pathwise_loss(self._live.rewards, self._live.future) / scale
 
         kappa = list(self.policy.component("continuous").parameters())
         self.policy.optimizer.zero_grad()
@@ -223,6 +235,7 @@ class HPO(HybridPPO):
         rollout_buffer.reset()
         callback.on_rollout_start()
         view.simulator.detach()
+        noise_std = self.point_noise_schedule(self._current_progress_remaining)
         live_rewards, live_log_probs = [], []
         final_values = np.zeros((n_rollout_steps, env.num_envs), dtype=np.float32)
 
@@ -232,7 +245,7 @@ class HPO(HybridPPO):
             logits = self.policy.regime_logits(obs if self.cross_term else obs.detach())
             regimes = torch.distributions.Categorical(logits=mask_logits(logits, mask), validate_args=False)
             x = regimes.sample()
-            b = choose(self.policy.candidates(obs), x)
+            b = choose(self.policy.candidates(obs, noise_std), x)
             log_prob = regimes.log_prob(x)
             new_obs, rewards, dones, infos = env.step(HybridAction(x, b))  # type: ignore[arg-type]
             view.simulator.discount_gradient(self.gamma)
@@ -259,10 +272,13 @@ class HPO(HybridPPO):
 
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
         scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
-        self._live = LiveRollout(torch.stack(live_rewards) / scale, torch.stack(live_log_probs))
         rollout_buffer.rewards = rollout_buffer.rewards / scale + self.gamma * final_values
         rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
+        # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages.
+        values = self.policy.predict_values(view.observation()).flatten()
+        future = values.where(torch.as_tensor(~dones, device=self.device), 0.0)
+        self._live = LiveRollout(torch.stack(live_rewards) / scale, future, torch.stack(live_log_probs))
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -325,6 +341,8 @@ class HPO(HybridPPO):
         assert data is not None
         if env is not None and not isinstance(env, VecEnv):
             env = simulated(env, data["n_envs"])
+        if "point_noise" in kwargs:
+            kwargs["point_noise_schedule"] = make_schedule("point_noise", kwargs.pop("point_noise"))
         if "max_grad_norm" in kwargs:
             kwargs["component_max_grad_norm"] = kwargs.pop("max_grad_norm")
         rates = dict(data.get("component_learning_rates", {}))

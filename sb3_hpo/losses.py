@@ -3,16 +3,19 @@
 import torch
 
 
-def pathwise_loss(rewards: torch.Tensor) -> torch.Tensor:
+def pathwise_loss(rewards: torch.Tensor, future: torch.Tensor | None = None) -> torch.Tensor:
     """
     First term of the mixed gradient (Theorem 1): ∇_κ Σ_t c_t with the regimes held fixed.
 
-    L = -mean_{t,i} r_{t,i}
+    L = -mean_i [Σ_t r_{t,i} + v(s_{T,i})] / T
 
     :param rewards: rewards that carry gradients to b, shape ``(T, n_scenarios)``
+    :param future: the value of what follows the last period, which carries gradients too, shape ``(n_scenarios,)``; nothing
+        follows unless given
     :return: scalar, to be minimised
     """
-    return -rewards.mean()
+    loss = -rewards.mean()
+    return loss if future is None else loss - future.mean() / len(rewards)
 
 
 def score_loss(log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tensor:

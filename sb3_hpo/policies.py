@@ -219,11 +219,15 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         """
         return self._evaluate("discrete", obs)
 
-    def candidates(self, obs: PyTorchObs) -> torch.Tensor:
+    def candidates(self, obs: PyTorchObs, noise_std: float = 0.0) -> torch.Tensor:
         """
+        :param noise_std: standard deviation of Gaussian noise in front of the tower, behind which every point is feasible
         :return: the tower β_κ(s), one feasible point per regime, shape ``(batch, J, n)``
         """
-        return self.tower(self._evaluate("continuous", obs))
+        z = self._evaluate("continuous", obs)
+        if noise_std:
+            z = z + noise_std * torch.randn_like(z)
+        return self.tower(z)
 
     def predict_values(self, obs: PyTorchObs) -> torch.Tensor:
         """

@@ -49,7 +49,8 @@ FLAG_KEYS = {"env": "--env", "seed": "--seed", "device": "--device", "verbose": 
 WATCHING: tuple[type[BaseCallback], ...] = (CostCallback, PolicyFigureCallback, HParamCallback)
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its exact checkpoints, and what else is needed to go on from them."""
-RATES = ("learning_rate", "clip_range", "clip_range_vf", "continuous_learning_rate", "value_learning_rate", "ent_coef")
+SCHEDULES = ["learning_rate", "clip_range", "clip_range_vf", "ent_coef"]
+SCHEDULES += ["continuous_learning_rate", "value_learning_rate", "point_noise"]
 
 
 def default_config(algo: str, env_id: str) -> str | None:
@@ -189,7 +190,7 @@ class ZooManager(ExperimentManager):
         n_timesteps = hyperparams.get("n_timesteps")
         if not isinstance(n_timesteps, int | float) or not 1 <= n_timesteps < math.inf:
             raise ValueError(f"{self.config}: n_timesteps must be a number >= 1, got {n_timesteps!r}")
-        for key in RATES:
+        for key in SCHEDULES:
             if isinstance(hyperparams.get(key), str):
                 try:
                     make_schedule(key, hyperparams[key])

@@ -112,8 +112,14 @@ def test_a_schedule_that_cannot_be_read_is_refused_with_the_notation(algorithm, 
         make(algorithm, ent_coef=ent_coef)
 
 
-@pytest.mark.parametrize("name", ["continuous_learning_rate", "value_learning_rate"])
-def test_a_learning_rate_that_cannot_be_read_is_refused_by_name(name):
+@pytest.mark.parametrize("noise", [-0.5, "lin_-0.5"])
+def test_a_negative_deviation_of_the_noise_is_refused(noise):
+    with pytest.raises(ValueError, match=f"point_noise is a standard deviation and must be >= 0, got {noise!r}"):
+        make(HPO, point_noise=noise)
+
+
+@pytest.mark.parametrize("name", ["continuous_learning_rate", "value_learning_rate", "point_noise"])
+def test_a_schedule_of_hpo_that_cannot_be_read_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} must be a number, a schedule or 'lin_V', got 'fast'"):
         make(HPO, **{name: "fast"})
 

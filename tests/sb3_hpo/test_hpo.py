@@ -264,7 +264,10 @@ def act(policy, env, state, regime):
 
 
 def replay(env, it):
-    """The recorded scenarios once more, in float64: costs and log π with gradients, both ``(n_steps, n_envs)``."""
+    """
+    The recorded scenarios once more, in float64, all with gradients: costs and log π, ``(n_steps, n_envs)``, and the value of
+    what follows, ``(n_envs,)``.
+    """
     env, policy = env.to(dtype=torch.float64), copy.deepcopy(it.policy).double()
     costs, log_probs, state = [], [], in_double(it.states[0])
     for t, regime in enumerate(it.regimes):
@@ -275,7 +278,8 @@ def replay(env, it):
         state = result.state
         costs.append(-result.reward)
         log_probs.append(log_prob)
-    return policy, torch.stack(costs), torch.stack(log_probs)
+    value = policy.components["value"](env.observation(state) / policy.obs_unit)[:, 0]
+    return policy, torch.stack(costs), torch.stack(log_probs), value * torch.from_numpy(~it.dones[-1])
 
 
 def scales(it):
@@ -298,7 +302,7 @@ def relative_error(gradient, expected):
 @pytest.mark.parametrize("env", [inventory, lambda: inventory(lost_sales=True, lead_time=1), regulator])
 def test_kappa_steps_along_the_mixed_gradient_of_the_replayed_scenario(env, cross_term):
     it = one_iteration(lively(hpo(env(), gamma=1.0, cross_term=cross_term)))
-    policy, costs, log_probs = replay(env(), it)
+    policy, costs, log_probs, _ = replay(env(), it)
     np.testing.assert_allclose(costs.detach().numpy(), -it.rewards, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(log_probs.detach().numpy(), it.buffer["log_probs"], atol=1e-4)
     disadvantages, advantage_std, reward_std = scales(it)
@@ -316,7 +320,7 @@ def test_kappa_steps_along_the_mixed_gradient_of_the_replayed_scenario(env, cros
 def test_the_weight_and_the_units_of_the_two_terms_are_as_documented(pathwise_weight, normalize):
     settings = {"pathwise_weight": pathwise_weight, "normalize_advantage": normalize, "normalize_reward": normalize}
     it = one_iteration(lively(hpo(regulator(), gamma=1.0, **settings)))
-    policy, costs, log_probs = replay(regulator(), it)
+    policy, costs, log_probs, _ = replay(regulator(), it)
     disadvantages, advantage_std, reward_std = scales(it)
     if not normalize:
         disadvantages, advantage_std, reward_std = -torch.from_numpy(it.buffer["advantages"]).double(), 1.0, 1.0
@@ -330,7 +334,7 @@ def test_every_tenth_iteration_measures_the_cross_term_and_takes_the_same_step()
     one_iteration(model)
     assert "train/cross_term_norm" not in model.logger.name_to_value
     it = one_iteration(model)
-    policy, costs, log_probs = replay(inventory(), it)
+    policy, costs, log_probs, _ = replay(inventory(), it)
     disadvantages, advantage_std, reward_std = scales(it)
     cross = (log_probs * disadvantages).mean()
     mixed = gradient_of(costs.mean() / reward_std / advantage_std + cross, policy)
@@ -362,7 +366,7 @@ def test_with_discounting_each_point_answers_for_the_costs_that_follow_it_discou
         expected += gradient_of((point * slope).sum() / (periods * n_envs), policy)
     assert relative_error(it.gradient, expected) < 1e-5
 
-    policy, costs, log_probs = replay(regulator(horizon=periods), it)
+    policy, costs, log_probs, _ = replay(regulator(horizon=periods), it)
     loss = costs.mean() / reward_std / advantage_std + cross_term * (log_probs * disadvantages).mean()
     assert relative_error(gradient_of(loss, policy), expected) > 0.01  # what it would be without discounting
 
@@ -371,21 +375,71 @@ def test_with_discounting_each_point_answers_for_the_costs_that_follow_it_discou
 def test_gradients_are_cut_where_a_scenario_is_reset_within_a_rollout(env, n_steps):
     it = one_iteration(lively(hpo(env(), gamma=1.0, n_steps=n_steps)))
     assert it.dones.any(axis=0).all()
-    policy, costs, log_probs = replay(env(), it)
+    policy, costs, log_probs, future = replay(env(), it)
     disadvantages, advantage_std, reward_std = scales(it)
-    loss = costs.mean() / reward_std / advantage_std + (log_probs * disadvantages).mean()
-    assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
+    pathwise = (costs.mean() / reward_std - future.mean() / n_steps) / advantage_std
+    assert relative_error(it.gradient, gradient_of(pathwise + (log_probs * disadvantages).mean(), policy)) < 1e-5
 
 
-def test_gradients_are_cut_between_one_rollout_and_the_next():
+def test_a_rollout_that_ends_in_mid_episode_is_valued_where_it_ends_and_the_next_one_is_cut_off_from_it():
     model = lively(hpo(inventory(), gamma=1.0, n_steps=4))
     for first_period in (0, 4, 8):
         it = one_iteration(model)
         assert it.states[0].period.tolist() == [first_period] * 8
-        policy, costs, log_probs = replay(inventory(), it)
+        policy, costs, log_probs, future = replay(inventory(), it)
         disadvantages, advantage_std, reward_std = scales(it)
-        loss = costs.mean() / reward_std / advantage_std + (log_probs * disadvantages).mean()
-        assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
+        without = costs.mean() / reward_std / advantage_std + (log_probs * disadvantages).mean()
+        assert relative_error(it.gradient, gradient_of(without - future.mean() / 4 / advantage_std, policy)) < 1e-5
+        assert relative_error(gradient_of(without, policy), it.gradient) > 0.01
+
+
+def test_the_value_of_the_last_states_is_discounted_from_each_period_on():
+    """As in the test above it, b of the only period is the leaf, and the value behind it counts γ times."""
+    gamma = 0.7
+    it = one_iteration(lively(hpo(regulator(), gamma=gamma, n_steps=1, cross_term=False)))
+    policy, costs, _, future = replay(regulator(), it)
+    _, advantage_std, reward_std = scales(it)
+    loss = (costs.mean() / reward_std - gamma * future.mean()) / advantage_std
+    assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
+
+
+def test_noise_on_the_point_is_in_the_scenario_and_gradients_pass_through_the_tower_behind_it():
+    model = lively(hpo(inventory(), gamma=1.0, cross_term=False, point_noise=0.5))
+    drawn = []
+    model.policy.tower.register_forward_pre_hook(lambda tower, inputs: drawn.append(inputs[0].detach().double()))
+    it = one_iteration(model)
+    states, (env, policy) = it.states, (inventory().to(dtype=torch.float64), copy.deepcopy(it.policy).double())
+    state, costs = in_double(states[0]), []
+    for t, regime in enumerate(it.regimes):
+        assert not it.dones[:t].any()
+        mean = policy.components["continuous"](env.observation(state) / policy.obs_unit)
+        z = mean + (drawn[t] - mean).detach()  # the recorded noise
+        result = env.step_torch(
+            state, HybridAction(regime, policy.tower(z)[torch.arange(len(regime)), regime]), it.noise[t].double()
+        )
+        state = result.state
+        costs.append(-result.reward)
+    _, advantage_std, reward_std = scales(it)
+    np.testing.assert_allclose(torch.stack(costs).detach().numpy(), -it.rewards, rtol=1e-4, atol=1e-3)
+    loss = torch.stack(costs).mean() / reward_std / advantage_std
+    assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
+
+
+def test_the_noise_on_the_point_has_the_scheduled_deviation_and_prediction_has_none():
+    policy = hpo(inventory()).policy
+    obs = torch.zeros(20_000, inventory().observation_space.shape[0])
+    inputs = []
+    policy.tower.register_forward_pre_hook(lambda tower, given: inputs.append(given[0].detach()))
+    with torch.no_grad():
+        policy.candidates(obs), policy.candidates(obs, 0.5)
+    assert inputs[0].std(dim=0).max() == 0
+    np.testing.assert_allclose(inputs[1].std(dim=0), 0.5, rtol=0.03)
+
+    given, model = [], hpo(inventory(), point_noise="lin_0.8")
+    candidates = model.policy.candidates
+    model.policy.candidates = lambda obs, noise_std=0.0: given.append(noise_std) or candidates(obs, noise_std)
+    model.learn(4 * 80)
+    assert sorted(set(given)) == pytest.approx([0.2, 0.4, 0.6, 0.8])
 
 
 # ---- what PPO is given -----------------------------------------------------------------------------------------------

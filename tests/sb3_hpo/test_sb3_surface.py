@@ -201,6 +201,7 @@ def test_all_settings_of_hpo_survive_saving(tmp_path):
     settings = {
         "cross_term": False,
         "pathwise_weight": 3.0,
+        "point_noise": "lin_0.5",
         "normalize_reward": False,
         "continuous_learning_rate": 2e-3,
         "value_learning_rate": "lin_0.004",
