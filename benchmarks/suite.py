@@ -43,8 +43,8 @@ PROBLEMS = [
     Problem("HybridPortfolio-v0", {"n_assets": 1}, {"n_assets": 20}),
     Problem("HybridUnitCommitment-v0", {"n_generators": 3}, {"n_generators": 20, "commitments": "merit_order"}),
     Problem("HybridSwitchedLQR-v0", {"n_dims": 8}, {"n_dims": 48}),
-    Problem("HybridMoving-v0", {"n_agents": 1}, {"n_agents": 5}),
-    Problem("HybridSliding-v0", {"n_agents": 1}, {"n_agents": 5}),
+    Problem("HybridMoving-v0", {"n_agents": 1}, {"n_agents": 2}),
+    Problem("HybridSliding-v0", {"n_agents": 1}, {"n_agents": 2}),
 ]
 SIZES = ("small", "large")
 
@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
     parser.add_argument("--algos", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, help="instead of each config's n_timesteps: a look, not a result")
+    parser.add_argument("--iterations", type=int, help="instead of each problem's own number: a look, not a result")
     parser.add_argument("--runs", type=Path, default=Path("runs/suite"), help="folder of the single runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     args = parser.parse_args()
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def run(folder: Path, algo: str, problem: Problem, size: str, seed: int, iterations: int | None) -> None:
-    """Train one run, unless its file is in the folder. HybridPPO gets as many environment steps as HPO's config says."""
+    """Train one run, unless its file is in the folder. HybridPPO gets as many environment steps as HPO."""
     file = folder / f"{problem.env_id}_{size}_{algo}_{seed}.json"
     if file.exists():
         return
