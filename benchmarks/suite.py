@@ -34,10 +34,12 @@ class Problem(NamedTuple):
     large: dict[str, Any]
     whole_units: bool = False
     """Whether b is rounded to whole numbers when a trained policy is evaluated: demand comes in whole units."""
+    n_timesteps: int | None = None
+    """Environment steps, those of HPO's config unless given."""
 
 
 PROBLEMS = [
-    Problem("HybridInventory-v0", {"n_items": 1}, {"n_items": 20}),
+    Problem("HybridInventory-v0", {"n_items": 1}, {"n_items": 20}, n_timesteps=1_600_000),  # the config is the demo's
     Problem("HybridDualSourcing-v0", {"n_items": 1}, {"n_items": 10}, whole_units=True),
     Problem("HybridProcurement-v0", {"n_items": 1}, {"n_items": 10}),
     Problem("HybridPortfolio-v0", {"n_assets": 1}, {"n_assets": 20}),
@@ -74,7 +76,7 @@ def run(folder: Path, algo: str, problem: Problem, size: str, seed: int, iterati
     file = folder / f"{problem.env_id}_{size}_{algo}_{seed}.json"
     if file.exists():
         return
-    n_timesteps = read_config("hpo", problem.env_id)["n_timesteps"]
+    n_timesteps = problem.n_timesteps or read_config("hpo", problem.env_id)["n_timesteps"]
     result = train(
         algo,
         problem.env_id,
