@@ -11,7 +11,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.utils import parameters_to_vector
 from typing_extensions import Self
@@ -29,6 +29,17 @@ DIAGNOSTICS_INTERVAL = 10
 """Every so many iterations the cross term is measured on its own, at the price of two more backward passes."""
 CROSS_SMOOTHING = 0.2
 """Weight of the newest measurement in the running means behind ``cross_term="auto"``."""
+
+
+def noise_schedule(point_noise: float | str | Schedule) -> FloatSchedule:
+    """
+    :param point_noise: as in :class:`HPO`
+    :raises ValueError: if it cannot be read, or starts below 0
+    """
+    schedule = make_schedule("point_noise", point_noise)
+    if schedule(1.0) < 0:
+        raise ValueError(f"point_noise is a standard deviation and must be >= 0, got {point_noise!r}")
+    return schedule
 
 
 class LiveRollout(NamedTuple):
@@ -123,9 +134,7 @@ class HPO(HybridPPO):
         self.cross_term = cross_term
         self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
         self.pathwise_weight = pathwise_weight
-        self.point_noise_schedule = make_schedule("point_noise", point_noise)
-        if self.point_noise_schedule(1.0) < 0:
-            raise ValueError(f"point_noise is a standard deviation and must be >= 0, got {point_noise!r}")
+        self.point_noise_schedule = noise_schedule(point_noise)
         self.normalize_reward = normalize_reward
         self.component_learning_rates = {
             name: make_schedule(f"{name}_learning_rate", rate)
@@ -275,7 +284,8 @@ class HPO(HybridPPO):
         rollout_buffer.rewards = rollout_buffer.rewards / scale + self.gamma * final_values
         rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
-        # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages.
+        # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner, since
+        # rescaling writes into the weights, and what is live must not have seen the old ones.
         values = self.policy.predict_values(view.observation()).flatten()
         future = values.where(torch.as_tensor(~dones, device=self.device), 0.0)
         self._live = LiveRollout(torch.stack(live_rewards) / scale, future, torch.stack(live_log_probs))
@@ -342,7 +352,7 @@ class HPO(HybridPPO):
         if env is not None and not isinstance(env, VecEnv):
             env = simulated(env, data["n_envs"])
         if "point_noise" in kwargs:
-            kwargs["point_noise_schedule"] = make_schedule("point_noise", kwargs.pop("point_noise"))
+            kwargs["point_noise_schedule"] = noise_schedule(kwargs.pop("point_noise"))
         if "max_grad_norm" in kwargs:
             kwargs["component_max_grad_norm"] = kwargs.pop("max_grad_norm")
         rates = dict(data.get("component_learning_rates", {}))

@@ -49,8 +49,15 @@ FLAG_KEYS = {"env": "--env", "seed": "--seed", "device": "--device", "verbose": 
 WATCHING: tuple[type[BaseCallback], ...] = (CostCallback, PolicyFigureCallback, HParamCallback)
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its exact checkpoints, and what else is needed to go on from them."""
-SCHEDULES = ["learning_rate", "clip_range", "clip_range_vf", "ent_coef"]
-SCHEDULES += ["continuous_learning_rate", "value_learning_rate", "point_noise"]
+SCHEDULES = (
+    "learning_rate",
+    "clip_range",
+    "clip_range_vf",
+    "ent_coef",
+    "continuous_learning_rate",
+    "value_learning_rate",
+    "point_noise",
+)
 
 
 def default_config(algo: str, env_id: str) -> str | None:

@@ -118,6 +118,12 @@ def test_a_negative_deviation_of_the_noise_is_refused(noise):
         make(HPO, point_noise=noise)
 
 
+def test_a_negative_deviation_of_the_noise_is_refused_in_loading_too(tmp_path):
+    make(HPO).save(tmp_path / "model")
+    with pytest.raises(ValueError, match="point_noise is a standard deviation and must be >= 0, got -1"):
+        HPO.load(tmp_path / "model", point_noise=-1)
+
+
 @pytest.mark.parametrize("name", ["continuous_learning_rate", "value_learning_rate", "point_noise"])
 def test_a_schedule_of_hpo_that_cannot_be_read_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} must be a number, a schedule or 'lin_V', got 'fast'"):

@@ -255,25 +255,27 @@ def restarted(state, recorded, rows):
     return type(state)(*(torch.where(rows.view(-1, *[1] * (old.dim() - 1)), new, old) for new, old in fields))
 
 
-def act(policy, env, state, regime):
-    """log π(x | s) and b = β(s)[x] in the precision of the state."""
+def act(policy, env, state, regime, drawn=None):
+    """log π(x | s) and b = β(s)[x] in the precision of the state; ``drawn`` is what the tower was given, if it was noisy."""
     obs = env.observation(state) / policy.obs_unit
     log_prob = policy.components["discrete"](obs).log_softmax(dim=1).gather(1, regime[:, None])[:, 0]
-    point = policy.tower(policy.components["continuous"](obs))[torch.arange(len(regime)), regime]
-    return log_prob, point
+    z = policy.components["continuous"](obs)
+    if drawn is not None:
+        z = z + (drawn - z).detach()  # the noise is a number
+    return log_prob, policy.tower(z)[torch.arange(len(regime)), regime]
 
 
-def replay(env, it):
+def replay(env, it, drawn=None):
     """
     The recorded scenarios once more, in float64, all with gradients: costs and log π, ``(n_steps, n_envs)``, and the value of
-    what follows, ``(n_envs,)``.
+    what follows, ``(n_envs,)``. ``drawn`` holds what the tower was given in each period, if that was noisy.
     """
     env, policy = env.to(dtype=torch.float64), copy.deepcopy(it.policy).double()
     costs, log_probs, state = [], [], in_double(it.states[0])
     for t, regime in enumerate(it.regimes):
         if t > 0 and it.dones[t - 1].any():
             state = restarted(state, in_double(it.states[t]), torch.from_numpy(it.dones[t - 1]))
-        log_prob, point = act(policy, env, state, regime)
+        log_prob, point = act(policy, env, state, regime, None if drawn is None else drawn[t])
         result = env.step_torch(state, HybridAction(regime, point), it.noise[t].double())
         state = result.state
         costs.append(-result.reward)
@@ -408,20 +410,10 @@ def test_noise_on_the_point_is_in_the_scenario_and_gradients_pass_through_the_to
     drawn = []
     model.policy.tower.register_forward_pre_hook(lambda tower, inputs: drawn.append(inputs[0].detach().double()))
     it = one_iteration(model)
-    states, (env, policy) = it.states, (inventory().to(dtype=torch.float64), copy.deepcopy(it.policy).double())
-    state, costs = in_double(states[0]), []
-    for t, regime in enumerate(it.regimes):
-        assert not it.dones[:t].any()
-        mean = policy.components["continuous"](env.observation(state) / policy.obs_unit)
-        z = mean + (drawn[t] - mean).detach()  # the recorded noise
-        result = env.step_torch(
-            state, HybridAction(regime, policy.tower(z)[torch.arange(len(regime)), regime]), it.noise[t].double()
-        )
-        state = result.state
-        costs.append(-result.reward)
+    policy, costs, _, _ = replay(inventory(), it, drawn)
     _, advantage_std, reward_std = scales(it)
-    np.testing.assert_allclose(torch.stack(costs).detach().numpy(), -it.rewards, rtol=1e-4, atol=1e-3)
-    loss = torch.stack(costs).mean() / reward_std / advantage_std
+    np.testing.assert_allclose(costs.detach().numpy(), -it.rewards, rtol=1e-4, atol=1e-3)
+    loss = costs.mean() / reward_std / advantage_std
     assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
 
 
