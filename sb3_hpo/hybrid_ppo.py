@@ -140,7 +140,9 @@ class HybridPPO(PPO, TupleActions):
 
     @classmethod
     def load(cls, path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
-        # SB3 writes the arguments given here into attributes of their names; this one's is derived from a schedule.
+        # SB3 writes the arguments given here into attributes of their names; these two are, or are derived from, schedules.
+        if "learning_rate" in kwargs:
+            kwargs["learning_rate"] = make_schedule("learning_rate", kwargs["learning_rate"])
         if "ent_coef" in kwargs:
             kwargs["ent_coef_schedule"] = make_schedule("ent_coef", kwargs.pop("ent_coef"))
         return super().load(path, env, *args, **kwargs)

@@ -138,8 +138,9 @@ def test_further_arguments_of_load_replace_what_was_saved(folder):
     saved = HPO.load(path)
     assert saved.ent_coef_schedule(0.5) == pytest.approx(0.01)
     assert saved.component_learning_rates["continuous"](0.5) == pytest.approx(5e-4)
-    changes: dict[str, Any] = {"ent_coef": 0.3, "point_noise": "lin_0.4", "max_grad_norm": 2.0}
+    changes: dict[str, Any] = {"learning_rate": "lin_2e-3", "ent_coef": 0.3, "point_noise": "lin_0.4", "max_grad_norm": 2.0}
     given = HPO.load(path, continuous_learning_rate=None, value_learning_rate="lin_4e-3", **changes)
+    assert given.lr_schedule(0.5) == pytest.approx(1e-3)
     assert (given.ent_coef_schedule(0.5), given.point_noise_schedule(0.5)) == (0.3, pytest.approx(0.2))
     assert set(given.component_learning_rates) == {"value"}
     assert given.component_learning_rates["value"](0.5) == pytest.approx(2e-3)
