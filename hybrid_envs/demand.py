@@ -2,10 +2,14 @@
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+
+from hybrid_envs.checks import check_array, check_count
 
 
 def read_sales_history(path: str | Path) -> np.ndarray:
@@ -71,26 +75,58 @@ def demand_scenarios(source: np.ndarray | str | Path, n_items: int | None, horiz
     return demand
 
 
-def demand_source(
-    demand: str | Path | np.ndarray, distributions: tuple[str, ...], n_items: int | None, horizon: int
-) -> tuple[str, np.ndarray | None]:
+class Demand(NamedTuple):
+    """Where demand comes from; arrays have shape ``(n_items,)``."""
+
+    source: str
+    """The name of a distribution, or ``"data"``."""
+    scenarios: np.ndarray | None
+    """Of data, shape ``(scenarios, horizon, n_items)``."""
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def read_demand(
+    demand: str | Path | np.ndarray,
+    distributions: tuple[str, ...],
+    horizon: int,
+    n_items: int | None,
+    mean_demand: float | np.ndarray | None,
+    demand_std: float | np.ndarray | None,
+    *,
+    default_items: int,
+    default_mean: Callable[[int], np.ndarray],
+) -> Demand:
     """
-    Tell a distribution's name from data.
+    Check an environment's arguments about demand, and fill in what they leave open.
 
     :param demand: the name of a distribution, or a source as :func:`demand_scenarios` takes it
     :param distributions: the names allowed
-    :param n_items: the number of items expected, ``None`` for whatever the data hold
     :param horizon: the number of periods needed
-    :return: the name and ``None``, or ``"data"`` and scenarios of shape ``(scenarios, horizon, items)``
-    :raises ValueError: if it is neither, or the data do not fit
+    :param n_items: the data's number, or ``default_items``, unless given
+    :param mean_demand: of each item; that of the data, or ``default_mean(n_items)``, unless given
+    :param demand_std: of normal demand; the root of the mean unless given
+    :raises ValueError: naming the argument, its value and what is allowed
     """
-    if isinstance(demand, str):
-        if demand in distributions:
-            return demand, None
-        if not Path(demand).suffix:
+    check_count("horizon", horizon)
+    if n_items is not None:
+        check_count("n_items", n_items)
+    scenarios = None
+    if not (isinstance(demand, str) and demand in distributions):
+        if isinstance(demand, str) and not Path(demand).suffix:
             names = ", ".join(map(repr, distributions))
             raise ValueError(f"demand must be {names}, an array or the path of a CSV file, got {demand!r}")
-    return "data", demand_scenarios(demand, n_items, horizon)
+        scenarios = demand_scenarios(demand, n_items, horizon)
+        n_items = scenarios.shape[2]
+    n_items = n_items or default_items
+    if mean_demand is None:
+        mean_demand = default_mean(n_items) if scenarios is None else mean_sales(scenarios)
+    mean = check_array("mean_demand", mean_demand, (n_items,), above=0.0)
+    source = str(demand) if scenarios is None else "data"
+    if demand_std is not None and source != "normal":
+        raise ValueError(f"demand_std = {demand_std} is only for demand = 'normal', got demand = {source!r}")
+    std = check_array("demand_std", np.sqrt(mean) if demand_std is None else demand_std, (n_items,), at_least=0.0)
+    return Demand(source, scenarios, mean, std)
 
 
 def mean_sales(scenarios: np.ndarray) -> np.ndarray:

@@ -1,22 +1,23 @@
 """Dual sourcing: order from a slow supplier, from a fast and dearer one, from both or from none, and how much."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from hybrid_envs.checks import check_array, check_count
-from hybrid_envs.core import Frame, HybridEnv
-from hybrid_envs.demand import demand_source, mean_sales, replay_demand, sample_demand
+from hybrid_envs.core import Frame
+from hybrid_envs.demand import read_demand
 from hybrid_envs.rendering import draw_episode
+from hybrid_envs.replenishment import ReplenishmentEnv, StockState
 from hybrid_envs.spaces import HybridAction
 
 DISTRIBUTIONS = ("uniform", "poisson", "normal")
 REGULAR_FIXED_COST_PER_ITEM = 5.0
 EXPEDITED_FIXED_COST_PER_ITEM = 10.0
-WARM_UP_PERIODS = 16
 REGIMES = {1: "regular", 2: "expedited", 3: "both"}
 
 
@@ -46,17 +47,7 @@ def lot_sizes(params: DualSourcingParams) -> np.ndarray:
     return np.clip(quantity, 2 * params.mean_demand, 100 * params.mean_demand).ravel()
 
 
-class DualSourcingState(NamedTuple):
-    """
-    ``stock[:, 0]`` is on hand (negative: backlog), regular orders due in this period included; ``stock[:, k]`` was ordered
-    from the regular source and arrives at the end of the k-th period from now; shape ``(batch, lead_time, n_items)``.
-    """
-
-    stock: torch.Tensor
-    period: torch.Tensor
-
-
-class HybridDualSourcingEnv(HybridEnv[DualSourcingState]):
+class HybridDualSourcingEnv(ReplenishmentEnv):
     """
     ## Description
     Every item can be had from two sources: a regular one, cheap and slow, and an expedited one that delivers at once and
@@ -143,24 +134,17 @@ class HybridDualSourcingEnv(HybridEnv[DualSourcingState]):
         demand_std: float | np.ndarray | None = None,
         render_mode: str | None = None,
     ):
-        if n_items is not None:
-            check_count("n_items", n_items)
         check_count("lead_time", lead_time)
-        check_count("horizon", horizon)
-        self.demand, scenarios = demand_source(demand, DISTRIBUTIONS, n_items, horizon)
-        if scenarios is not None:
-            n_items = scenarios.shape[2]
-            if mean_demand is None:
-                mean_demand = mean_sales(scenarios)
-            self.demand_data = torch.tensor(scenarios, dtype=torch.float32)  # (scenarios, horizon, items)
-        self.n_items = n_items = n_items or 1
-        if demand_std is not None and self.demand != "normal":
-            raise ValueError(f"demand_std = {demand_std} is only for demand = 'normal', got demand = {self.demand!r}")
+        mean_of = partial(np.full, fill_value=2.0)
+        read = read_demand(
+            demand, DISTRIBUTIONS, horizon, n_items, mean_demand, demand_std, default_items=1, default_mean=mean_of
+        )
+        n_items = len(read.mean)
         regular = REGULAR_FIXED_COST_PER_ITEM * n_items if regular_fixed_cost is None else regular_fixed_cost
         expedited = EXPEDITED_FIXED_COST_PER_ITEM * n_items if expedited_fixed_cost is None else expedited_fixed_cost
         shape = (n_items,)
         self.params = params = DualSourcingParams(
-            mean_demand=check_array("mean_demand", 2.0 if mean_demand is None else mean_demand, shape, above=0.0),
+            mean_demand=read.mean,
             holding_cost=check_array("holding_cost", holding_cost, shape, at_least=0.0),
             underage_cost=check_array("underage_cost", underage_cost, shape, at_least=0.0),
             premium=check_array("premium", premium, shape, at_least=0.0),
@@ -169,64 +153,37 @@ class HybridDualSourcingEnv(HybridEnv[DualSourcingState]):
             lead_time=lead_time,
         )
         halves = 2 * params.mean_demand % 1
-        if self.demand == "uniform" and halves.any():
+        if read.source == "uniform" and halves.any():
             i = int(np.argmax(halves != 0))
             raise ValueError(
                 f"mean_demand[{i}] = {params.mean_demand[i]}: uniform demand on 0..2·mean_demand needs a multiple of 1/2"
             )
         closed, open_ = [[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items
         super().__init__(
+            read,
+            params.holding_cost,
+            params.underage_cost,
+            lead_time,
             action_bounds=np.array([closed + closed, open_ + closed, closed + open_, open_ + open_]),
             observation_size=n_items * lead_time,
             horizon=horizon,
             action_scale=lot_sizes(params),
             render_mode=render_mode,
         )
-        self.mean_demand = torch.tensor(params.mean_demand, dtype=self.dtype)
-        self.holding_cost = torch.tensor(params.holding_cost, dtype=self.dtype)
-        self.underage_cost = torch.tensor(params.underage_cost, dtype=self.dtype)
         self.premium = torch.tensor(params.premium, dtype=self.dtype)
         self.fixed_costs = torch.tensor([params.regular_fixed_cost, params.expedited_fixed_cost], dtype=self.dtype)
-        std = np.sqrt(params.mean_demand) if demand_std is None else demand_std
-        self.demand_std = torch.tensor(check_array("demand_std", std, shape, at_least=0.0), dtype=self.dtype)
 
-    def initial(self, batch_size: int, generator: torch.Generator) -> DualSourcingState:
-        return DualSourcingState(
-            torch.zeros(batch_size, self.params.lead_time, self.n_items, dtype=self.dtype, device=self.device),
-            torch.zeros(batch_size, dtype=torch.int64, device=self.device),
-        )
-
-    def sample_noise(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-        """
-        :return: demand D, shape ``(horizon, batch, n_items)``
-        """
-        if self.demand == "data":
-            return replay_demand(self.demand_data, batch_size, generator)
-        shape = (self.horizon, batch_size, self.n_items)
-        return sample_demand(self.demand, self.mean_demand, self.demand_std, shape, generator)
-
-    def transition(self, state: DualSourcingState, action: HybridAction, noise: torch.Tensor) -> DualSourcingState:
+    def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
         regular, expedited = self._ordered(action)
-        remaining = state.stock[:, 0] + expedited - noise
-        on_order = torch.cat([state.stock[:, 1:], regular.unsqueeze(1)], dim=1)  # next arrival first
-        stock = torch.cat([(remaining + on_order[:, 0]).unsqueeze(1), on_order[:, 1:]], dim=1)
-        return DualSourcingState(stock, state.period)
+        return self.replenished(state, state.stock[:, 0] + expedited - noise, regular)
 
-    def reward(
-        self, state: DualSourcingState, action: HybridAction, noise: torch.Tensor, next_state: DualSourcingState
-    ) -> torch.Tensor:
+    def reward(self, state: StockState, action: HybridAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
         _, expedited = self._ordered(action)
-        remaining = state.stock[:, 0] + expedited - noise
-        # h·r^+ + u·r^-, with both parts from one clamp: r^- = r^+ - r
-        running = remaining.clamp(min=0) @ (self.holding_cost + self.underage_cost) - remaining @ self.underage_cost
+        running = self.running_cost(state.stock[:, 0] + expedited - noise)
         return -(running + expedited @ self.premium + self._used(action).to(self.dtype) @ self.fixed_costs)
 
-    def observation(self, state: DualSourcingState) -> torch.Tensor:
+    def observation(self, state: StockState) -> torch.Tensor:
         return (state.stock / self.mean_demand).flatten(1)
-
-    def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
-        """Mean cost per item and period, without the first 16 periods if the episode is longer."""
-        return costs[WARM_UP_PERIODS if self.horizon > WARM_UP_PERIODS else 0 :].mean(dim=0) / self.n_items
 
     def reference_policy(self) -> Any:
         """The optimum where dynamic programming reaches it, else a tuned capped dual index policy."""

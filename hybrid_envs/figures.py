@@ -8,8 +8,9 @@ import torch
 from hybrid_envs.checks import to_numpy
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.evaluation import Choices, PolicyFunction
-from hybrid_envs.inventory import HybridInventoryEnv, InventoryState, lot_size
+from hybrid_envs.inventory import HybridInventoryEnv, lot_size
 from hybrid_envs.rendering import new_figure
+from hybrid_envs.replenishment import StockState
 from hybrid_envs.solvers.inventory import SingleItemSS
 from hybrid_envs.solvers.lqr import riccati
 from hybrid_envs.spaces import HybridAction
@@ -45,7 +46,7 @@ def replenishment_figure(env: HybridInventoryEnv, policy: PolicyFunction) -> "Fi
     stock = torch.zeros(POSITIONS, params.lead_time, env.n_items, dtype=env.dtype, device=env.device)
     stock[:, 0] = torch.as_tensor(position, dtype=env.dtype, device=env.device)[:, None] * env.mean_demand
     period = torch.zeros(POSITIONS, dtype=torch.int64, device=env.device)
-    probabilities, points = policy(to_numpy(env.observation(InventoryState(stock, period))))
+    probabilities, points = policy(to_numpy(env.observation(StockState(stock, period))))
     order = probabilities[:, 1]
     level = position + (points[:, 1] / params.mean_demand).mean(axis=1)
 

@@ -2,20 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from hybrid_envs.checks import check_array, check_count
-from hybrid_envs.core import Frame, HybridEnv
-from hybrid_envs.demand import demand_source, mean_sales, replay_demand, sample_demand
+from hybrid_envs.core import Frame
+from hybrid_envs.demand import read_demand
 from hybrid_envs.evaluation import PolicyFunction
 from hybrid_envs.rendering import draw_episode
+from hybrid_envs.replenishment import ReplenishmentEnv, StockState
 from hybrid_envs.spaces import HybridAction
 
 REFERENCE_FIXED_COST_PER_ITEM = 64.0
-WARM_UP_PERIODS = 16
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,7 @@ def observation_scale(params: InventoryParams) -> np.ndarray:
     return np.concatenate([np.ones(n_items * params.lead_time), np.repeat(means, n_items)])
 
 
-class InventoryState(NamedTuple):
-    """
-    ``stock[:, 0]`` is on hand (negative: backlog); ``stock[:, k]`` is on order and arrives at the end of the k-th period from
-    now; shape ``(batch, lead_time, n_items)``.
-    """
-
-    stock: torch.Tensor
-    period: torch.Tensor
-
-
-class HybridInventoryEnv(HybridEnv[InventoryState]):
+class HybridInventoryEnv(ReplenishmentEnv):
     """
     ## Description
     Joint replenishment of ``n_items`` items under random demand. An order costs the same however many items are on it, so
@@ -139,37 +129,37 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
         demand_std: float | np.ndarray | None = None,
         render_mode: str | None = None,
     ):
-        if n_items is not None:
-            check_count("n_items", n_items)
         check_count("lead_time", lead_time)
-        check_count("horizon", horizon)
-        self.demand, scenarios = demand_source(demand, ("poisson", "normal"), n_items, horizon)
-        if scenarios is not None:
-            n_items = scenarios.shape[2]
-            if mean_demand is None:
-                mean_demand = mean_sales(scenarios)
-            self.demand_data = torch.tensor(scenarios, dtype=torch.float32)  # (scenarios, horizon, items)
-        self.n_items = n_items = n_items or 5
-        shape = (n_items,)
-        if mean_demand is None:
-            mean_demand = np.random.RandomState(33).uniform(6, 14, n_items).round(3)
+        read = read_demand(
+            demand,
+            ("poisson", "normal"),
+            horizon,
+            n_items,
+            mean_demand,
+            demand_std,
+            default_items=5,
+            default_mean=lambda n: np.random.RandomState(33).uniform(6, 14, n).round(3),
+        )
+        n_items = len(read.mean)
         if holding_cost is None:
             holding_cost = np.random.RandomState(73).uniform(0.7, 1.3, n_items)
         if underage_cost is None:
             underage_cost = np.random.RandomState(28).uniform(6.3, 11.7, n_items)
         if fixed_cost is None:
             fixed_cost = REFERENCE_FIXED_COST_PER_ITEM * n_items
-        if demand_std is not None and self.demand != "normal":
-            raise ValueError(f"demand_std = {demand_std} is only for demand = 'normal', got demand = {self.demand!r}")
         self.params = InventoryParams(
-            mean_demand=check_array("mean_demand", mean_demand, shape, above=0.0),
-            holding_cost=check_array("holding_cost", holding_cost, shape, at_least=0.0),
-            underage_cost=check_array("underage_cost", underage_cost, shape, at_least=0.0),
+            mean_demand=read.mean,
+            holding_cost=check_array("holding_cost", holding_cost, (n_items,), at_least=0.0),
+            underage_cost=check_array("underage_cost", underage_cost, (n_items,), at_least=0.0),
             fixed_cost=float(check_array("fixed_cost", fixed_cost, (), at_least=0.0)),
             lead_time=lead_time,
             lost_sales=lost_sales,
         )
         super().__init__(
+            read,
+            self.params.holding_cost,
+            self.params.underage_cost,
+            lead_time,
             action_bounds=np.array([[[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items]),  # no order, order
             observation_size=n_items * (lead_time + 3),
             horizon=horizon,
@@ -177,53 +167,21 @@ class HybridInventoryEnv(HybridEnv[InventoryState]):
             observation_scale=observation_scale(self.params),
             render_mode=render_mode,
         )
-        self.mean_demand = torch.tensor(self.params.mean_demand, dtype=self.dtype)
-        self.holding_cost = torch.tensor(self.params.holding_cost, dtype=self.dtype)
-        self.underage_cost = torch.tensor(self.params.underage_cost, dtype=self.dtype)
-        std = np.sqrt(self.params.mean_demand) if demand_std is None else demand_std
-        self.demand_std = torch.tensor(check_array("demand_std", std, shape, at_least=0.0), dtype=self.dtype)
 
-    def initial(self, batch_size: int, generator: torch.Generator) -> InventoryState:
-        return InventoryState(
-            torch.zeros(batch_size, self.params.lead_time, self.n_items, dtype=self.dtype, device=self.device),
-            torch.zeros(batch_size, dtype=torch.int64, device=self.device),
-        )
-
-    def sample_noise(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
-        """
-        :return: demand D, shape ``(horizon, batch, n_items)``
-        """
-        if self.demand == "data":
-            return replay_demand(self.demand_data, batch_size, generator)
-        shape = (self.horizon, batch_size, self.n_items)
-        return sample_demand(self.demand, self.mean_demand, self.demand_std, shape, generator)
-
-    def transition(self, state: InventoryState, action: HybridAction, noise: torch.Tensor) -> InventoryState:
-        ordered = action.point * action.regime.unsqueeze(-1)  # regime 1 orders, regime 0 does not
+    def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
         remaining = state.stock[:, 0] - noise
         if self.params.lost_sales:
             remaining = remaining.clamp(min=0)
-        on_order = torch.cat([state.stock[:, 1:], ordered.unsqueeze(1)], dim=1)  # next arrival first
-        stock = torch.cat([(remaining + on_order[:, 0]).unsqueeze(1), on_order[:, 1:]], dim=1)
-        return InventoryState(stock, state.period)
+        ordered = action.point * action.regime.unsqueeze(-1)  # regime 1 orders, regime 0 does not
+        return self.replenished(state, remaining, ordered)
 
-    def reward(
-        self, state: InventoryState, action: HybridAction, noise: torch.Tensor, next_state: InventoryState
-    ) -> torch.Tensor:
-        remaining = state.stock[:, 0] - noise
-        # h·r^+ + u·r^-, with both parts from one clamp: r^- = r^+ - r
-        excess = remaining.clamp(min=0)
-        cost = excess @ (self.holding_cost + self.underage_cost) - remaining @ self.underage_cost
-        return -(cost + self.params.fixed_cost * action.regime)
+    def reward(self, state: StockState, action: HybridAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
+        return -(self.running_cost(state.stock[:, 0] - noise) + self.params.fixed_cost * action.regime)
 
-    def observation(self, state: InventoryState) -> torch.Tensor:
+    def observation(self, state: StockState) -> torch.Tensor:
         constants = torch.cat([self.underage_cost, self.holding_cost, self.mean_demand])
         scaled = (state.stock / self.mean_demand).flatten(1)
         return torch.cat([scaled, constants.expand(len(scaled), -1)], dim=1)
-
-    def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
-        """Mean cost per item and period, without the first 16 periods if the episode is longer."""
-        return costs[WARM_UP_PERIODS if self.horizon > WARM_UP_PERIODS else 0 :].mean(dim=0) / self.n_items
 
     def reference_policy(self) -> Any:
         """The best of the classical policies, chosen by simulation; none is offered for lost sales."""

@@ -10,16 +10,17 @@ from typing_extensions import Self
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.core import Frame
-from hybrid_envs.inventory import HybridInventoryEnv, InventoryState
+from hybrid_envs.inventory import HybridInventoryEnv
 from hybrid_envs.piecewise import BoxAction, BoxProblem, PiecewiseEnv, Threshold
 from hybrid_envs.rendering import draw_episode
+from hybrid_envs.replenishment import StockState
 from hybrid_envs.spaces import HybridAction
 
 MIN_ORDER, TRUCK_CAPACITY, TRUCK_COST, DISCOUNT_QUANTITY = 10.0, 24.0, 10.0, 30.0
 """The defaults, for each item; about 10 units of it are demanded in a period."""
 
 
-class ProcurementProblem(BoxProblem[InventoryState]):
+class ProcurementProblem(BoxProblem[StockState]):
     """
     The problem as the supplier states it: a plain cost of the order b >= 0, with its jumps. Its page and its arguments are
     :class:`HybridProcurementEnv`'s. ``thresholds`` says where it jumps in the total order.
@@ -113,26 +114,24 @@ class ProcurementProblem(BoxProblem[InventoryState]):
         trucks = 1 + self.exceeds(action.level, self.loads, below=True).sum(dim=1, keepdim=True)
         return self.accepted(action) * (price * action.level + self.truck_cost * trucks)
 
-    def transition(self, state: InventoryState, action: BoxAction, noise: torch.Tensor) -> InventoryState:
+    def transition(self, state: StockState, action: BoxAction, noise: torch.Tensor) -> StockState:
         return self.warehouse.transition(state, self._delivery(state, action), noise)
 
-    def reward(
-        self, state: InventoryState, action: BoxAction, noise: torch.Tensor, next_state: InventoryState
-    ) -> torch.Tensor:
+    def reward(self, state: StockState, action: BoxAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
         stock = self.warehouse.reward(state, self._delivery(state, action), noise, next_state)
         return stock - self.supply_cost(action).squeeze(1)
 
-    def _delivery(self, state: InventoryState, action: BoxAction) -> HybridAction:
+    def _delivery(self, state: StockState, action: BoxAction) -> HybridAction:
         """The accepted quantities as the warehouse takes orders, whose own fixed cost is 0."""
         return HybridAction(torch.ones_like(state.period), action.point * self.accepted(action))
 
-    def initial(self, batch_size: int, generator: torch.Generator) -> InventoryState:
+    def initial(self, batch_size: int, generator: torch.Generator) -> StockState:
         return self.warehouse.initial(batch_size, generator)
 
     def sample_noise(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         return self.warehouse.sample_noise(batch_size, generator)
 
-    def observation(self, state: InventoryState) -> torch.Tensor:
+    def observation(self, state: StockState) -> torch.Tensor:
         return self.warehouse.observation(state)
 
     def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
@@ -143,7 +142,7 @@ class ProcurementProblem(BoxProblem[InventoryState]):
         return super().to(device, dtype)
 
 
-class HybridProcurementEnv(PiecewiseEnv[InventoryState]):
+class HybridProcurementEnv(PiecewiseEnv[StockState]):
     """
     ## Description
     ``n_items`` items are bought from one supplier. He accepts no order below a minimum, gives a discount on *all* units of a
