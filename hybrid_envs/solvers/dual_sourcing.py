@@ -5,14 +5,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from scipy.optimize import differential_evolution
 from scipy.stats import norm, poisson
 
 from hybrid_envs.checks import check_array
 from hybrid_envs.dual_sourcing import HybridDualSourcingEnv
 from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate
-from hybrid_envs.spaces import HybridAction
+from hybrid_envs.solvers.search import Rule, search
 
 TAIL = 1e-12
 MAX_STATES = 500_000
@@ -245,19 +243,13 @@ class CappedDualIndex(ReferencePolicy):
         :param seed: of the search and its scenarios
         """
         family = _Family(env)
-        generator = torch.Generator(env.device).manual_seed(seed)
-        noise = env.sample_noise(max(SEARCH_ROWS // env.n_items, 16), generator)
-        found = differential_evolution(
-            lambda shares: _simulate(env, family.levels(shares.T), noise),
-            [(0.0, 1.0)] * 5,
-            maxiter=24,
-            popsize=8,
-            polish=False,
-            vectorized=True,
-            updating="deferred",
-            rng=np.random.default_rng(seed),
-        )
-        policy = cls(env, Levels(*(level[0] for level in family.levels(found.x[None]))))
+
+        def rules(shares: np.ndarray) -> Rule:
+            levels = family.levels(shares)
+            return lambda state: capped_orders(state.stock.double().cpu().numpy(), levels)
+
+        best = search(env, rules, 5, max(SEARCH_ROWS // env.n_items, 16), iterations=24, seed=seed)
+        policy = cls(env, Levels(*(level[0] for level in family.levels(best[None]))))
         policy.state_cost(evaluate(env, policy, TEST_SCENARIOS, seed + 1))
         return policy
 
@@ -378,19 +370,3 @@ def _deviation(env: HybridDualSourcingEnv) -> np.ndarray:
     if env.demand == "uniform":
         return np.sqrt(((2 * env.params.mean_demand + 1) ** 2 - 1) / 12)
     return env.demand_std.double().cpu().numpy()
-
-
-def _simulate(env: HybridDualSourcingEnv, levels: Levels, noise: torch.Tensor) -> np.ndarray:
-    """Mean figure of merit of every row of levels on the same scenarios, shape ``(candidates,)``."""
-    n_candidates, n_scenarios = len(levels.cap), noise.shape[1]
-    rows = Levels(*(np.repeat(level, n_scenarios, axis=0) for level in levels))
-    state, costs = env.initial(len(rows.cap), torch.Generator(env.device)), []
-    with torch.no_grad():
-        for demand in noise:
-            regimes, points = capped_orders(state.stock.double().cpu().numpy(), rows)
-            point = torch.as_tensor(points, dtype=env.dtype, device=env.device)
-            action = HybridAction(torch.as_tensor(regimes, device=env.device), point)
-            result = env.step_torch(state, action, demand.repeat(n_candidates, 1))
-            state = result.state
-            costs.append(-result.reward.double())
-    return env.figure_of_merit(torch.stack(costs)).view(n_candidates, n_scenarios).mean(dim=1).cpu().numpy()

@@ -3,15 +3,13 @@
 import math
 
 import numpy as np
-import torch
-from scipy.optimize import differential_evolution
 from scipy.special import expit, logit
 from scipy.stats import norm
 
 from hybrid_envs.checks import check_array
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.portfolio import BASIS_POINTS, HybridPortfolioEnv, PortfolioParams, weight_volatility
-from hybrid_envs.spaces import HybridAction
+from hybrid_envs.solvers.search import Rule, search
 
 STEPS_PER_DEVIATION = 10  # of the grid: rounding returns to it adds 1/1200 to their variance
 REACH = 25  # standard deviations of a period's return from the target to either end of the grid
@@ -116,22 +114,16 @@ class NoTradeBand(ReferencePolicy):
 
         :param seed: of the search and its scenarios
         """
-        generator = torch.Generator(env.device).manual_seed(seed)
-        noise = env.sample_noise(max(SEARCH_ROWS // env.n_assets, 32), generator)
         volatility = weight_volatility(env.params)
         typical = math.sqrt(volatility @ np.diag(np.diag(env.params.covariance)) @ volatility)
-        widest = np.array([[WIDEST_BAND * typical], [WIDEST_SLACK]])
-        found = differential_evolution(
-            lambda shares: _simulate(env, widest * shares, noise),
-            [(0.0, 1.0)] * 2,
-            maxiter=16,
-            popsize=8,
-            polish=False,
-            vectorized=True,
-            updating="deferred",
-            rng=np.random.default_rng(seed),
-        )
-        policy = cls(env, *(widest[:, 0] * found.x))
+        widest = np.array([WIDEST_BAND * typical, WIDEST_SLACK])
+
+        def rules(shares: np.ndarray) -> Rule:
+            bands, slacks = (shares * widest).T
+            return lambda state: banded(env.params, env.observation(state).double().cpu().numpy(), bands, slacks)
+
+        best = search(env, rules, 2, max(SEARCH_ROWS // env.n_assets, 32), iterations=16, seed=seed)
+        policy = cls(env, *(widest * best))
         policy.state_cost(evaluate(env, policy, TEST_SCENARIOS, seed + 1))
         return policy
 
@@ -163,20 +155,3 @@ def banded(
     left = np.reshape(slack, (-1, 1)) * weight_volatility(params)
     goal = params.target + np.clip(deviation, -left, left)
     return far.astype(np.int64), far[:, None] * np.maximum(goal, 0.0)  # weights of 0 may be rounded below it
-
-
-def _simulate(env: HybridPortfolioEnv, candidates: np.ndarray, noise: torch.Tensor) -> np.ndarray:
-    """Mean figure of merit of every column (band, slack) on the same scenarios, shape ``(candidates,)``."""
-    n_candidates, n_scenarios = candidates.shape[1], noise.shape[1]
-    bands, slacks = np.repeat(candidates, n_scenarios, axis=1)
-    state, costs = env.initial(len(bands), torch.Generator(env.device)), []
-    with torch.no_grad():
-        for returns in noise:
-            deviation = env.observation(state).double().cpu().numpy()
-            regimes, points = banded(env.params, deviation, bands, slacks)
-            point = torch.as_tensor(points, dtype=env.dtype, device=env.device)
-            action = HybridAction(torch.as_tensor(regimes, device=env.device), point)
-            result = env.step_torch(state, action, returns.repeat(n_candidates, 1))
-            state = result.state
-            costs.append(-result.reward.double())
-    return env.figure_of_merit(torch.stack(costs)).view(n_candidates, n_scenarios).mean(dim=1).cpu().numpy()
