@@ -36,7 +36,7 @@ class Problem(NamedTuple):
     large: dict[str, Any]
     whole_units: bool = False
     """Whether b is rounded to whole numbers when a trained policy is evaluated: demand comes in whole units."""
-    n_timesteps: dict[str, int] = {}
+    n_timesteps: dict[str, int] | None = None
     """Environment steps of a size, those of HPO's config unless given."""
 
 
@@ -78,7 +78,7 @@ def run(folder: Path, algo: str, problem: Problem, size: str, seed: int, iterati
     file = folder / f"{problem.env_id}_{size}_{algo}_{seed}.json"
     if file.exists():
         return
-    n_timesteps = problem.n_timesteps.get(size) or read_config("hpo", problem.env_id)["n_timesteps"]
+    n_timesteps = (problem.n_timesteps or {}).get(size) or read_config("hpo", problem.env_id)["n_timesteps"]
     result = train(
         algo,
         problem.env_id,
