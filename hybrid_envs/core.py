@@ -22,6 +22,16 @@ if TYPE_CHECKING:
 StateT = TypeVar("StateT", bound=Any)
 """A NamedTuple of tensors with leading batch dimension; its field ``period`` (int64, shape ``(batch,)``) is the clock."""
 
+WARM_UP_PERIODS = 16
+
+
+def settled_mean(costs: torch.Tensor) -> torch.Tensor:
+    """
+    :param costs: costs of whole episodes, shape ``(horizon, batch)``
+    :return: their mean per period, without the first 16 if the episode is longer, shape ``(batch,)``
+    """
+    return costs[WARM_UP_PERIODS if len(costs) > WARM_UP_PERIODS else 0 :].mean(dim=0)
+
 
 class StepResult(NamedTuple):
     """What one period leads to; every entry has leading batch dimension and is differentiable in the state and in b."""

@@ -111,18 +111,18 @@ def read_demand(
     check_count("horizon", horizon)
     if n_items is not None:
         check_count("n_items", n_items)
-    scenarios = None
-    if not (isinstance(demand, str) and demand in distributions):
-        if isinstance(demand, str) and not Path(demand).suffix:
-            names = ", ".join(map(repr, distributions))
-            raise ValueError(f"demand must be {names}, an array or the path of a CSV file, got {demand!r}")
-        scenarios = demand_scenarios(demand, n_items, horizon)
+    if isinstance(demand, str) and demand in distributions:
+        source, scenarios = demand, None
+    elif isinstance(demand, str) and not Path(demand).suffix:
+        names = ", ".join(map(repr, distributions))
+        raise ValueError(f"demand must be {names}, an array or the path of a CSV file, got {demand!r}")
+    else:
+        source, scenarios = "data", demand_scenarios(demand, n_items, horizon)
         n_items = scenarios.shape[2]
     n_items = n_items or default_items
     if mean_demand is None:
         mean_demand = default_mean(n_items) if scenarios is None else mean_sales(scenarios)
     mean = check_array("mean_demand", mean_demand, (n_items,), above=0.0)
-    source = str(demand) if scenarios is None else "data"
     if demand_std is not None and source != "normal":
         raise ValueError(f"demand_std = {demand_std} is only for demand = 'normal', got demand = {source!r}")
     std = check_array("demand_std", np.sqrt(mean) if demand_std is None else demand_std, (n_items,), at_least=0.0)

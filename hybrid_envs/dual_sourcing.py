@@ -1,7 +1,6 @@
 """Dual sourcing: order from a slow supplier, from a fast and dearer one, from both or from none, and how much."""
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +134,15 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
         render_mode: str | None = None,
     ):
         check_count("lead_time", lead_time)
-        mean_of = partial(np.full, fill_value=2.0)
         read = read_demand(
-            demand, DISTRIBUTIONS, horizon, n_items, mean_demand, demand_std, default_items=1, default_mean=mean_of
+            demand,
+            DISTRIBUTIONS,
+            horizon,
+            n_items,
+            mean_demand,
+            demand_std,
+            default_items=1,
+            default_mean=lambda n: np.full(n, 2.0),
         )
         n_items = len(read.mean)
         regular = REGULAR_FIXED_COST_PER_ITEM * n_items if regular_fixed_cost is None else regular_fixed_cost

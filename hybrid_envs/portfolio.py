@@ -7,13 +7,12 @@ import numpy as np
 import torch
 
 from hybrid_envs.checks import check_array, check_count, check_definite
-from hybrid_envs.core import Frame, HybridEnv
+from hybrid_envs.core import Frame, HybridEnv, settled_mean
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.spaces import HybridAction
 
 HOLD, REBALANCE = 0, 1
 BASIS_POINTS = 1e4
-WARM_UP_PERIODS = 16
 TYPICAL_PERIODS = 9
 """Periods between two trades for which observations are scaled."""
 
@@ -190,7 +189,7 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
 
     def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
         """Growth lost per period in basis points, without the first 16 periods if the episode is longer."""
-        return costs[WARM_UP_PERIODS if self.horizon > WARM_UP_PERIODS else 0 :].mean(dim=0)
+        return settled_mean(costs)
 
     def reference_policy(self) -> Any:
         """The optimum on a grid for one asset, else a tuned no-trade band."""

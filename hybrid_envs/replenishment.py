@@ -5,10 +5,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hybrid_envs.core import HybridEnv
+from hybrid_envs.core import HybridEnv, settled_mean
 from hybrid_envs.demand import Demand, replay_demand, sample_demand
-
-WARM_UP_PERIODS = 16
 
 
 class StockState(NamedTuple):
@@ -60,7 +58,7 @@ class ReplenishmentEnv(HybridEnv[StockState]):
 
     def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
         """Mean cost per item and period, without the first 16 periods if the episode is longer."""
-        return costs[WARM_UP_PERIODS if self.horizon > WARM_UP_PERIODS else 0 :].mean(dim=0) / self.n_items
+        return settled_mean(costs) / self.n_items
 
     def replenished(self, state: StockState, remaining: torch.Tensor, ordered: torch.Tensor) -> StockState:
         """

@@ -284,8 +284,8 @@ class HPO(HybridPPO):
         rollout_buffer.rewards = rollout_buffer.rewards / scale + self.gamma * final_values
         rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
-        # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner, since
-        # rescaling writes into the weights, and what is live must not have seen the old ones.
+        # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
+        # rescaling writes into weights that the graph needs as they were.
         values = self.policy.predict_values(view.observation()).flatten()
         future = values.where(torch.as_tensor(~dones, device=self.device), 0.0)
         self._live = LiveRollout(torch.stack(live_rewards) / scale, future, torch.stack(live_log_probs))

@@ -31,7 +31,7 @@ def search(
     """
     noise = env.sample_noise(n_scenarios, torch.Generator(env.device).manual_seed(seed))
     found = differential_evolution(
-        lambda candidates: _mean_costs(env, rules(np.repeat(candidates.T, n_scenarios, axis=0)), candidates.shape[1], noise),
+        lambda candidates: _mean_costs(env, rules, candidates.T, noise),
         [(0.0, 1.0)] * n_shares,
         maxiter=iterations,
         popsize=8,
@@ -44,9 +44,12 @@ def search(
 
 
 @torch.no_grad()
-def _mean_costs(env: HybridEnv, rule: Rule, n_candidates: int, noise: torch.Tensor) -> np.ndarray:
-    """Mean figure of merit of every candidate, shape ``(n_candidates,)``; the rule decides for all scenarios of each."""
-    n_scenarios = noise.shape[1]
+def _mean_costs(
+    env: HybridEnv, rules: Callable[[np.ndarray], Rule], candidates: np.ndarray, noise: torch.Tensor
+) -> np.ndarray:
+    """Mean figure of merit of every row of candidates on the same scenarios, shape ``(candidates,)``."""
+    n_candidates, n_scenarios = len(candidates), noise.shape[1]
+    rule = rules(np.repeat(candidates, n_scenarios, axis=0))
     state, costs = env.initial(n_candidates * n_scenarios, torch.Generator(env.device)), []
     for of_period in noise:
         regimes, points = rule(state)

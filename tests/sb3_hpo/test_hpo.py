@@ -410,6 +410,7 @@ def test_noise_on_the_point_is_in_the_scenario_and_gradients_pass_through_the_to
     drawn = []
     model.policy.tower.register_forward_pre_hook(lambda tower, inputs: drawn.append(inputs[0].detach().double()))
     it = one_iteration(model)
+    assert not it.dones[:-1].any()
     policy, costs, _, _ = replay(inventory(), it, drawn)
     _, advantage_std, reward_std = scales(it)
     np.testing.assert_allclose(costs.detach().numpy(), -it.rewards, rtol=1e-4, atol=1e-3)
