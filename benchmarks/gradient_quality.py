@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from torch.nn import functional as F
 
 from hybrid_envs import HybridAction, HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
-from hybrid_envs.switched_lqr import SwitchedLQRState
+from hybrid_envs.switched_lqr.env import SwitchedLQRState
 from sb3_hpo import HPO
 from sb3_hpo.distributions import choose
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, exact_cost, expectation, leave_one_out, measure_quality

@@ -25,9 +25,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from benchmarks.zoo import EVALUATION_SEED, mean_and_interval
 from hybrid_envs import HybridAction, HybridEnv, HybridProcurementEnv, PiecewiseEnv
 from hybrid_envs.piecewise import BoxAction
-from hybrid_envs.procurement import ProcurementProblem
+from hybrid_envs.procurement.env import ProcurementProblem
+from hybrid_envs.procurement.policies import TotalOrders
 from hybrid_envs.solvers import evaluate
-from hybrid_envs.solvers.procurement import TotalOrders
 from sb3_hpo import HPO
 from sb3_hpo.callbacks import CostCallback
 from sb3_hpo.vec_env import HybridVecEnv

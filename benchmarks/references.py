@@ -24,7 +24,8 @@ from hybrid_envs.solvers import (
     evaluate,
     lower_bound,
 )
-from hybrid_envs.solvers.unit_commitment import MeritOrderOperator, PerfectInformation, net_loads
+from hybrid_envs.unit_commitment.milp import PerfectInformation, net_loads
+from hybrid_envs.unit_commitment.operator import MeritOrderOperator
 
 PROBLEMS = ("inventory", "lqr", "unit_commitment")
 BOUND_SEED = 5

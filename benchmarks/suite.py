@@ -23,7 +23,7 @@ from matplotlib.ticker import PercentFormatter
 from benchmarks.train import N_SCENARIOS, train
 from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, mean_and_interval, read_config
 from hybrid_envs.core import HybridEnv
-from hybrid_envs.solvers import evaluate
+from hybrid_envs.solvers import evaluate, reference_policy
 
 SIZES = ("small", "large")
 
@@ -132,7 +132,7 @@ def reference(file: Path, env_id: str, env_kwargs: dict[str, Any]) -> dict[str, 
     if not file.exists():
         env = gym.make(env_id, **env_kwargs).unwrapped
         assert isinstance(env, HybridEnv)
-        policy = env.reference_policy()
+        policy = reference_policy(env)
         cost = float(evaluate(env, policy, N_SCENARIOS, EVALUATION_SEED).mean())
         found = {"action_size": env.action_size, "reference_policy": type(policy).__name__, "reference": cost}
         file.write_text(json.dumps(found, indent=1) + "\n")

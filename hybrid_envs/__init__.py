@@ -4,18 +4,20 @@ from functools import partial
 from typing import Any, cast
 
 import gymnasium as gym
+from gymnasium.envs.registration import load_env_creator
 
 from hybrid_envs.checker import check_hybrid_env
 from hybrid_envs.core import HybridEnv, StepResult
-from hybrid_envs.dual_sourcing import HybridDualSourcingEnv
-from hybrid_envs.inventory import HybridInventoryEnv
-from hybrid_envs.moving import HybridMovingEnv, HybridSlidingEnv
+from hybrid_envs.dual_sourcing.env import HybridDualSourcingEnv
+from hybrid_envs.evaluation import policy_figure, reference_policy
+from hybrid_envs.inventory.env import HybridInventoryEnv
+from hybrid_envs.moving.env import HybridMovingEnv, HybridSlidingEnv
 from hybrid_envs.piecewise import BoxEnv, BoxProblem, PiecewiseEnv, Threshold
-from hybrid_envs.portfolio import HybridPortfolioEnv
-from hybrid_envs.procurement import HybridProcurementEnv
+from hybrid_envs.portfolio.env import HybridPortfolioEnv
+from hybrid_envs.procurement.env import HybridProcurementEnv
 from hybrid_envs.spaces import HybridAction
-from hybrid_envs.switched_lqr import HybridSwitchedLQREnv
-from hybrid_envs.unit_commitment import HybridUnitCommitmentEnv
+from hybrid_envs.switched_lqr.env import HybridSwitchedLQREnv
+from hybrid_envs.unit_commitment.env import HybridUnitCommitmentEnv
 from hybrid_envs.vector import HybridVectorEnv
 
 __all__ = [
@@ -36,29 +38,50 @@ __all__ = [
     "StepResult",
     "Threshold",
     "check_hybrid_env",
+    "policy_figure",
+    "reference_policy",
     "register",
 ]
 
 
-def register(id: str, env_class: type[HybridEnv]) -> None:
+def register(id: str, env_class: type[HybridEnv], *, reference: str | None = None, figure: str | None = None) -> None:
     """
     Register a hybrid environment with Gymnasium, natively batched under ``gymnasium.make_vec``.
 
     :param id: e.g. ``"HybridNewsvendor-v0"``
     :param env_class: its class
+    :param reference: what :func:`reference_policy` calls for this class, ``"module:function"``, imported when it is asked for
+    :param figure: what :func:`policy_figure` calls, likewise
     """
     gym.register(id, entry_point=cast(Any, env_class), vector_entry_point=cast(Any, partial(_make_vec, id)))
+    for function, entry_point in ((reference_policy, reference), (policy_figure, figure)):
+        if entry_point is not None:
+            function.register(env_class, partial(_call, entry_point))
 
 
 def _make_vec(id: str, *, num_envs: int, **kwargs: Any) -> HybridVectorEnv:
     return HybridVectorEnv(cast(HybridEnv, gym.make(id, **kwargs).unwrapped), num_envs)
 
 
-register("HybridDualSourcing-v0", HybridDualSourcingEnv)
-register("HybridInventory-v0", HybridInventoryEnv)
-register("HybridMoving-v0", HybridMovingEnv)
-register("HybridSliding-v0", HybridSlidingEnv)
-register("HybridPortfolio-v0", HybridPortfolioEnv)
-register("HybridProcurement-v0", HybridProcurementEnv)
-register("HybridSwitchedLQR-v0", HybridSwitchedLQREnv)
-register("HybridUnitCommitment-v0", HybridUnitCommitmentEnv)
+def _call(entry_point: str, *args: Any) -> Any:
+    return load_env_creator(entry_point)(*args)
+
+
+register("HybridDualSourcing-v0", HybridDualSourcingEnv, reference="hybrid_envs.dual_sourcing.policies:best_dual_sourcing")
+register(
+    "HybridInventory-v0",
+    HybridInventoryEnv,
+    reference="hybrid_envs.inventory.policies:best_known",
+    figure="hybrid_envs.inventory.figures:replenishment_figure",
+)
+register("HybridMoving-v0", HybridMovingEnv, reference="hybrid_envs.moving.policies:AlignAndStop")
+register("HybridSliding-v0", HybridSlidingEnv, reference="hybrid_envs.moving.policies:AlignAndStop")
+register("HybridPortfolio-v0", HybridPortfolioEnv, reference="hybrid_envs.portfolio.policies:best_rebalancing")
+register("HybridProcurement-v0", HybridProcurementEnv, reference="hybrid_envs.procurement.policies:best_known")
+register(
+    "HybridSwitchedLQR-v0",
+    HybridSwitchedLQREnv,
+    reference="hybrid_envs.switched_lqr.riccati:SwitchedRiccati",
+    figure="hybrid_envs.switched_lqr.figures:mode_figure",
+)
+register("HybridUnitCommitment-v0", HybridUnitCommitmentEnv, reference="hybrid_envs.unit_commitment.operator:best_known")

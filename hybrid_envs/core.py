@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import gymnasium as gym
 import numpy as np
@@ -13,11 +13,6 @@ from typing_extensions import Self
 from hybrid_envs.checks import check_array, check_count, require_allowed, require_finite, to_numpy
 from hybrid_envs.episode import load_episode, save_episode
 from hybrid_envs.spaces import HybridAction, hybrid_action_space, split_hybrid_space
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-    from hybrid_envs.evaluation import PolicyFunction
 
 StateT = TypeVar("StateT", bound=Any)
 """A NamedTuple of tensors with leading batch dimension; its field ``period`` (int64, shape ``(batch,)``) is the clock."""
@@ -185,27 +180,12 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         """
         return None
 
-    def reference_policy(self) -> Any:
-        """
-        :return: the best policy known for this instance, with Stable-Baselines3's ``predict``; ``None`` where none is known
-        """
-        return None
-
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """
         :param frames: the episode so far, starting state first
         :return: an RGB picture, uint8, shape ``(height, width, 3)``
         """
         raise NotImplementedError(f"{self.name} does not draw itself; make it without render_mode")
-
-    def policy_figure(self, policy: "PolicyFunction") -> "Figure | None":
-        """
-        Training shows it in TensorBoard as the policy learns, so it should take a second at most.
-
-        :param policy: the policy as a function of observations
-        :return: a picture, in the problem's own terms, of what the policy does; ``None`` where there is none
-        """
-        return None
 
     # ---- the simulator -----------------------------------------------------------------------------------------------
 
@@ -251,6 +231,12 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         self._state = None
         return self
 
+    def template(self) -> StateT:
+        """
+        :return: some starting state, batch of one: it shows what states consist of, and touches no source of randomness
+        """
+        return self.initial(1, torch.Generator(self.device))
+
     def state_dict(self) -> dict[str, Any]:
         """
         :return: the running episode and the sources of randomness, as tensors and plain data; after :meth:`load_state_dict`
@@ -263,7 +249,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         :param saved: what :meth:`state_dict` returned; pictures of the running episode begin with it
         :raises ValueError: if it comes from another problem
         """
-        self._state, self._noise = load_episode(self, self, self._generator, saved)
+        self._state, self._noise = load_episode(self, self.name, self.template(), self._generator, saved)
         self._frames = [] if self._state is None else [Frame(self._state, None, 0.0)]
 
     # ---- Gymnasium ---------------------------------------------------------------------------------------------------

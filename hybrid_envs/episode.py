@@ -1,13 +1,10 @@
 """Running episodes as tensors and plain data, from which they go on exactly as they would have."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium as gym
 import torch
 from gymnasium.utils import seeding
-
-if TYPE_CHECKING:
-    from hybrid_envs.core import HybridEnv
 
 
 def save_episode(
@@ -31,26 +28,26 @@ def save_episode(
 
 
 def load_episode(
-    env: gym.Env | gym.vector.VectorEnv, problem: "HybridEnv", generator: torch.Generator, saved: dict[str, Any]
+    env: gym.Env | gym.vector.VectorEnv, name: str, template: Any, generator: torch.Generator, saved: dict[str, Any]
 ) -> tuple[Any, torch.Tensor]:
     """
     Set ``np_random`` and the generator to what :func:`save_episode` found.
 
-    :param problem: whose states are saved
-    :return: the state, on the problem's device, and the noise
+    :param name: of the problem
+    :param template: any state of the problem
+    :return: the state, on the template's device, and the noise
     :raises ValueError: if the state is that of another problem
     """
     state = saved["state"]
     if state is not None:
-        template = problem.initial(1, torch.Generator(problem.device))
-        shapes = {name: tuple(field.shape[1:]) for name, field in template._asdict().items()}
-        found = {name: tuple(field.shape[1:]) for name, field in state.items()}
+        shapes = {key: tuple(field.shape[1:]) for key, field in template._asdict().items()}
+        found = {key: tuple(field.shape[1:]) for key, field in state.items()}
         if found != shapes:
-            raise ValueError(f"{problem.name}: a state consists of {shapes}, but {found} was saved")
-        state = type(template)(**{name: field.to(problem.device) for name, field in state.items()})
+            raise ValueError(f"{name}: a state consists of {shapes}, but {found} was saved")
+        state = type(template)(**{key: field.to(template.period.device) for key, field in state.items()})
     generator.set_state(saved["generator"])
     env._np_random, env._np_random_seed = None, saved["np_random_seed"]
     if saved["np_random"] is not None:
         env._np_random, _ = seeding.np_random()
         env._np_random.bit_generator.state = saved["np_random"]
-    return state, saved["noise"].to(problem.device)
+    return state, saved["noise"].to(template.period.device)

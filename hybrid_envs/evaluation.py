@@ -1,16 +1,25 @@
-"""The evaluation of any policy, and what reference policies share: SB3's ``predict`` on top of one batched rule."""
+"""The evaluation of any policy, what reference policies share, and what is known of a problem: its reference, its picture."""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from functools import singledispatch
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import gymnasium as gym
 import numpy as np
 import torch
 
-from hybrid_envs.checks import check_count
+from hybrid_envs.checks import check_count, to_numpy
 from hybrid_envs.core import HybridEnv
+from hybrid_envs.spaces import HybridAction
 from hybrid_envs.vector import HybridVectorEnv
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EPISODE_SEED = 0
+"""Of the episode that a figure shows, the same in every figure."""
 
 
 class Policy(Protocol):
@@ -36,6 +45,34 @@ class Choices(NamedTuple):
 
 PolicyFunction = Callable[[np.ndarray], Choices]
 """From the environment's own (unscaled) observations, float32, shape ``(batch, d)``, to :class:`Choices`."""
+
+
+@singledispatch
+def reference_policy(env: gym.Env) -> Any:
+    """
+    The best policy known for an instance. What a problem of one's own is measured against is said by one decorator:
+
+        @reference_policy.register
+        def base_stock(env: NewsvendorEnv) -> BaseStock: ...
+
+    :param env: the problem
+    :return: a policy with Stable-Baselines3's ``predict``; ``None`` where none is known
+    """
+    return None if env.unwrapped is env else reference_policy(env.unwrapped)
+
+
+@singledispatch
+def policy_figure(env: gym.Env, policy: PolicyFunction) -> "Figure | None":
+    """
+    A picture, in the problem's own terms, of what a policy does. Training shows it in TensorBoard as the policy learns, so it
+    should take a second at most. ``@policy_figure.register`` gives a problem of one's own its picture, as with
+    :func:`reference_policy`.
+
+    :param env: the problem
+    :param policy: the policy as a function of observations
+    :return: a figure of matplotlib's; ``None`` where there is none
+    """
+    return None if env.unwrapped is env else policy_figure(env.unwrapped, policy)
 
 
 class ReferencePolicy(ABC):
@@ -138,3 +175,22 @@ def episode_costs(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -
         if not alive.any():
             break
     return torch.from_numpy(costs)
+
+
+def greedy_episode(env: HybridEnv, policy: PolicyFunction) -> tuple[np.ndarray, Choices]:
+    """
+    One episode in which the likeliest regime is taken; the environment's own is not touched.
+
+    :return: what is observed in each period, shape ``(T, d)``, and the choices there
+    """
+    generator = torch.Generator(env.device).manual_seed(EPISODE_SEED)
+    with torch.no_grad():
+        state, noise = env.initial(1, generator), env.sample_noise(1, generator)
+        observations, choices = [], []
+        for t in range(env.horizon):
+            observations.append(to_numpy(env.observation(state)))
+            choices.append(policy(observations[-1]))
+            regime = choices[-1].probabilities.argmax(axis=1)
+            point = torch.as_tensor(choices[-1].points[0, regime], dtype=env.dtype, device=env.device)
+            state = env.step_torch(state, HybridAction(torch.as_tensor(regime, device=env.device), point), noise[t]).state
+    return np.concatenate(observations), Choices(*(np.concatenate(part) for part in zip(*choices, strict=True)))

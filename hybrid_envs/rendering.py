@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from hybrid_envs.core import Frame
 
 MAX_LINES = 10
+THUMBNAIL_WIDTH, THUMBNAIL_DPI = 5.0, 150
+"""Of a policy's figure, in inches and pixels per inch: in the thumbnails of TensorBoard letters have to be large enough."""
 
 
 def new_figure(width: float, height: float, dpi: float = 100) -> "Figure":

@@ -106,7 +106,7 @@ class HybridVectorEnv(gym.vector.VectorEnv):
             raise ValueError(
                 f"{self.env.name}: {len(saved['state']['period'])} scenarios were saved, here are {self.num_envs}"
             )
-        self.state, self.noise = load_episode(self, self.env, self.generator, saved)
+        self.state, self.noise = load_episode(self, self.env.name, self.env.template(), self.generator, saved)
 
     def detach(self) -> None:
         """Forget how the present states came about: gradients will not flow past this moment."""

@@ -15,7 +15,7 @@ from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
-from hybrid_envs.evaluation import Choices, Policy, evaluate
+from hybrid_envs.evaluation import Choices, Policy, evaluate, policy_figure, reference_policy
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
 from sb3_hpo.hybrid_ppo import HybridPPO
 
@@ -96,7 +96,7 @@ class CostCallback(PeriodicCallback):
     :param n_scenarios: held-out scenarios
     :param seed: of the scenarios; the same in every evaluation
     :param gap: whether to measure the gap
-    :param reference: against which policy; ``env.reference_policy()`` unless given, which takes some seconds to find
+    :param reference: against which policy; ``reference_policy(env)`` unless given, which takes some seconds to find
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class CostCallback(PeriodicCallback):
 
     def _on_training_start(self) -> None:
         if self.gap and self.reference is None:
-            self.reference = self.problem.reference_policy()
+            self.reference = reference_policy(self.problem)
         if self.gap and self.reference is not None:
             self.reference_cost = self._cost(self.reference)
 
@@ -136,14 +136,15 @@ class CostCallback(PeriodicCallback):
 
 class PolicyFigureCallback(PeriodicCallback):
     """
-    Logs the problem's own picture of the policy, :meth:`HybridEnv.policy_figure`, as the image ``eval/policy`` in TensorBoard.
+    Logs the problem's own picture of the policy, :func:`~hybrid_envs.evaluation.policy_figure`, as the image ``eval/policy``
+    in TensorBoard.
 
     :param env: the problem that draws; that of the training unless given
     :param every: environment steps between figures
     """
 
     def look(self) -> None:
-        figure = self.problem.policy_figure(self.choices)
+        figure = policy_figure(self.problem, self.choices)
         if figure is None:
             warnings.warn(f"{self.problem.name} has no policy_figure to log", stacklevel=2)
         else:

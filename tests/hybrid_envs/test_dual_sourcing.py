@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from hybrid_envs import HybridAction, HybridDualSourcingEnv
-from hybrid_envs.solvers import evaluate
-from hybrid_envs.solvers.dual_sourcing import (
+from hybrid_envs.dual_sourcing.policies import (
     CappedDualIndex,
     DualSourcingOptimum,
     Grid,
@@ -18,6 +17,7 @@ from hybrid_envs.solvers.dual_sourcing import (
     best_dual_sourcing,
     single_item,
 )
+from hybrid_envs.solvers import evaluate, reference_policy
 
 NO_FIXED_COSTS = {"regular_fixed_cost": 0.0, "expedited_fixed_cost": 0.0}
 TWO_ITEMS = {
@@ -368,7 +368,7 @@ def test_a_single_observation_is_rounded_too():
 
 def test_the_reference_is_the_optimum_where_it_can_be_computed():
     env = gym.make("HybridDualSourcing-v0").unwrapped
-    assert isinstance(env.reference_policy(), DualSourcingOptimum)
+    assert isinstance(reference_policy(env), DualSourcingOptimum)
 
 
 @pytest.mark.parametrize(

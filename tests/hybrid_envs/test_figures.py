@@ -1,14 +1,15 @@
 """Pictures of a policy show what the policy does: checked with policies whose shape is known."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
 from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
 from hybrid_envs.core import HybridEnv
-from hybrid_envs.evaluation import Choices
-from hybrid_envs.figures import greedy_episode, leading_directions
+from hybrid_envs.evaluation import Choices, greedy_episode, policy_figure, reference_policy
 from hybrid_envs.rendering import to_rgb_array
-from hybrid_envs.solvers import SingleItemSS
+from hybrid_envs.solvers import SingleItemSS, SingleMode
+from hybrid_envs.switched_lqr.figures import leading_directions
 
 
 def order_up_to(env, s, S):
@@ -32,7 +33,7 @@ def lines(axes):
 def test_an_s_S_policy_is_drawn_as_a_step_at_s_and_a_level_at_S(n_items, kwargs):
     env = HybridInventoryEnv(n_items, **kwargs)
     unit = env.params.mean_demand[0] if n_items == 1 else 1.0
-    upper, lower = env.policy_figure(order_up_to(env, s=1.5, S=4.0)).axes
+    upper, lower = policy_figure(env, order_up_to(env, s=1.5, S=4.0)).axes
     position, probability = upper.get_lines()[0].get_xydata().T
     assert np.interp(1.5 * unit, position, probability) == pytest.approx(0.5, abs=1e-2)
     assert probability[0] > 0.99 and probability[-1] < 0.01
@@ -46,7 +47,7 @@ def test_an_s_S_policy_is_drawn_as_a_step_at_s_and_a_level_at_S(n_items, kwargs)
 def test_the_dots_are_the_orders_of_an_episode():
     levels = np.array([3.0, 4.0, 6.0])
     env = HybridInventoryEnv(3, horizon=30)
-    _, lower = env.policy_figure(order_up_to(env, s=1.0, S=levels)).axes
+    _, lower = policy_figure(env, order_up_to(env, s=1.0, S=levels)).axes
     at, to = lines(lower)["orders of one episode"].reshape(-1, 3, 2).transpose(2, 0, 1)  # one dot for each order and item
     np.testing.assert_allclose(to, np.tile(levels, (len(to), 1)), rtol=1e-5)
     assert (at.mean(axis=1) <= 1.0).all()
@@ -58,11 +59,11 @@ def test_the_dots_are_the_orders_of_an_episode():
 def test_a_single_item_is_drawn_with_its_optimum_where_that_is_known():
     env = HybridInventoryEnv(1)
     best = SingleItemSS.best(env)
-    upper, lower = env.policy_figure(order_up_to(env, 1.0, 4.0)).axes
+    upper, lower = policy_figure(env, order_up_to(env, 1.0, 4.0)).axes
     assert lines(upper)[f"optimal s = {best.reorder_point:g}"][0, 0] == best.reorder_point
     assert lines(lower)[f"optimal S = {best.order_up_to[0]:g}"][0, 1] == best.order_up_to[0]
     env = HybridInventoryEnv(1, lost_sales=True)
-    upper, _ = env.policy_figure(order_up_to(env, 1.0, 4.0)).axes
+    upper, _ = policy_figure(env, order_up_to(env, 1.0, 4.0)).axes
     assert len(upper.get_lines()) == 1
 
 
@@ -86,7 +87,7 @@ def test_the_leading_directions_are_those_that_one_mode_or_the_other_drives():
 
 def test_the_map_shows_the_likelier_mode_in_its_colour():
     env = HybridSwitchedLQREnv(6)
-    image = env.policy_figure(larger_group).axes[0].images[0]
+    image = policy_figure(env, larger_group).axes[0].images[0]
     pixels = np.asarray(image.get_array())
     centre = len(pixels) // 2
     blue, orange = np.array([0x1F, 0x77, 0xB4]) / 255, np.array([0xFF, 0x7F, 0x0E]) / 255
@@ -106,14 +107,14 @@ def test_the_episode_is_that_of_the_likeliest_mode():
         assert probabilities[t].argmax() == mode
         control = np.where((np.arange(6) >= 3) == mode, -state, 0.0)
         state = env.params.A @ state + env.params.B[mode] @ control
-    axes = env.policy_figure(larger_group).axes
+    axes = policy_figure(env, larger_group).axes
     (norms,) = (plot.get_lines()[0].get_ydata() for plot in axes if plot.get_ylabel() == "‖state‖")
     np.testing.assert_allclose(norms, np.linalg.norm(observations, axis=1))
 
 
 @pytest.mark.parametrize("kwargs", [{"n_dims": 1, "n_modes": 1}, {"n_dims": 4, "n_modes": 1}])
 def test_where_there_is_no_plane_or_no_choice_of_modes_there_is_no_figure(kwargs):
-    assert HybridSwitchedLQREnv(**kwargs).policy_figure(larger_group) is None
+    assert policy_figure(HybridSwitchedLQREnv(**kwargs), larger_group) is None
 
 
 def test_three_modes_have_three_colours_in_figure_and_legend():
@@ -122,7 +123,7 @@ def test_three_modes_have_three_colours_in_figure_and_legend():
     def uniform(observation):
         return Choices(np.full((len(observation), 3), 1 / 3), np.zeros((len(observation), 3, 6), np.float32))
 
-    figure = env.policy_figure(uniform)
+    figure = policy_figure(env, uniform)
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["mode 0", "mode 1", "mode 2"]
     assert to_rgb_array(figure).shape == (1080, 750, 3)
 
@@ -134,6 +135,27 @@ def test_every_environment_draws_any_policy_or_says_that_it_has_no_figure(env: H
         points = np.broadcast_to((low + high) / 2, (len(observation), *low.shape)).astype(np.float32)
         return Choices(np.full((len(observation), env.n_regimes), 1 / env.n_regimes, np.float32), points)
 
-    figure = env.policy_figure(uniform)
+    figure = policy_figure(env, uniform)
     assert figure is None or to_rgb_array(figure).std() > 0
-    assert HybridEnv.policy_figure(env, uniform) is None  # unless an environment says how
+    assert policy_figure.dispatch(HybridEnv)(env, uniform) is None  # unless an environment says how
+
+
+def test_one_decorator_each_gives_an_environment_of_ones_own_its_reference_and_its_picture():
+    class OwnEnv(HybridSwitchedLQREnv):
+        """A variation: what is known of the original holds until something else is said."""
+
+    env = OwnEnv(6)
+    assert policy_figure(env, larger_group) is not None
+
+    @reference_policy.register
+    def keep_to_one_mode(env: OwnEnv) -> SingleMode:
+        return SingleMode.best(env)
+
+    @policy_figure.register
+    def empty(env: OwnEnv, policy):
+        return f"{type(env).__name__} {policy}"
+
+    wrapped = gym.wrappers.TimeLimit(env, 5)
+    assert isinstance(reference_policy(env), SingleMode) and isinstance(reference_policy(wrapped), SingleMode)
+    assert policy_figure(env, "policy") == policy_figure(wrapped, "policy") == "OwnEnv policy"
+    assert reference_policy(gym.make("CartPole-v1")) is None and policy_figure(gym.make("CartPole-v1"), "policy") is None

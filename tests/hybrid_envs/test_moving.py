@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hybrid_envs import HybridAction, HybridMovingEnv, HybridSlidingEnv
-from hybrid_envs.moving import ACCELERATE, BRAKE, TURN, MovingState
+from hybrid_envs.moving.env import ACCELERATE, BRAKE, TURN, MovingState
 from hybrid_envs.solvers import AlignAndStop, evaluate, success_rate
 
 BOTH = pytest.mark.parametrize("env_class", [HybridMovingEnv, HybridSlidingEnv])

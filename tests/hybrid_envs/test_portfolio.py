@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from hybrid_envs import HybridAction, HybridPortfolioEnv
-from hybrid_envs.portfolio import PortfolioState, weight_volatility
-from hybrid_envs.solvers import NoTradeBand, RebalancingOptimum, evaluate
-from hybrid_envs.solvers.portfolio import best_rebalancing
+from hybrid_envs.portfolio.env import PortfolioState, weight_volatility
+from hybrid_envs.portfolio.policies import best_rebalancing
+from hybrid_envs.solvers import NoTradeBand, RebalancingOptimum, evaluate, reference_policy
 
 TWO_ASSETS = {
     "n_assets": 2,
@@ -263,7 +263,7 @@ def test_a_bad_parameter_of_the_band_is_named_with_its_value(band, slack, messag
 
 
 def test_the_reference_is_the_optimum_where_it_can_be_computed():
-    assert isinstance(gym.make("HybridPortfolio-v0").unwrapped.reference_policy(), RebalancingOptimum)
+    assert isinstance(reference_policy(gym.make("HybridPortfolio-v0")), RebalancingOptimum)
 
 
 @pytest.mark.parametrize("kwargs", [{"n_assets": 3, "target": [0.5, 0.3, 0.1]}, {"fixed_cost": 0.5}], ids=str)

@@ -10,9 +10,10 @@ from scipy.optimize import linprog
 from scipy.stats import poisson
 
 from hybrid_envs import BoxEnv, HybridAction, HybridProcurementEnv, PiecewiseEnv
-from hybrid_envs.procurement import ProcurementProblem
-from hybrid_envs.solvers.procurement import TotalOrders, cells_of, shared_costs, solve
-from hybrid_envs.solvers.single_item import single_items
+from hybrid_envs.evaluation import reference_policy
+from hybrid_envs.inventory.single_item import single_items
+from hybrid_envs.procurement.env import ProcurementProblem
+from hybrid_envs.procurement.policies import TotalOrders, cells_of, shared_costs, solve
 
 TWO_ITEMS = {
     "n_items": 2,
@@ -226,7 +227,7 @@ def test_in_simulation_the_optimum_costs_what_it_states():
     from hybrid_envs.solvers import evaluate
 
     env = HybridProcurementEnv(**SMALL, horizon=400)
-    policy = env.reference_policy()
+    policy = reference_policy(env)
     costs = evaluate(env, policy, 400, seed=3)
     assert costs.mean() == pytest.approx(policy.cost, abs=3 * costs.std() / 20)
 
@@ -289,7 +290,7 @@ def test_problems_that_it_does_not_solve_are_refused_by_name():
         ({"underage_cost": 0.0}, r"TotalOrders: underage_cost\[0\] = 0.0; it must be > 0"),
     ):
         env = HybridProcurementEnv(1, **kwargs)
-        assert env.reference_policy() is None
+        assert reference_policy(env) is None
         with pytest.raises(ValueError, match=message):
             solve(env)
     with pytest.raises(ValueError, match=r"orders\[1\] = 2.0 is refused: it is below 10"):

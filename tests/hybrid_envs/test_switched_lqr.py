@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from hybrid_envs import HybridAction, HybridSwitchedLQREnv
-from hybrid_envs.switched_lqr import SwitchedLQRState
+from hybrid_envs.switched_lqr.env import SwitchedLQRState
 
 MATRICES = {
     "A": np.array([[1.0, 2.0], [0.0, 1.0]]),

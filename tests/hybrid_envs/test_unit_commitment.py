@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from hybrid_envs import HybridAction, HybridUnitCommitmentEnv
-from hybrid_envs.solvers import evaluate
-from hybrid_envs.solvers.unit_commitment import MeritOrderOperator, PerfectInformation, net_loads, perfect_information_bound
+from hybrid_envs.solvers import evaluate, reference_policy
+from hybrid_envs.unit_commitment.milp import PerfectInformation, net_loads, perfect_information_bound
+from hybrid_envs.unit_commitment.operator import MeritOrderOperator
 
 TWO_UNITS = {
     "n_generators": 2,
@@ -344,7 +345,7 @@ def test_what_the_operator_decides_is_feasible_to_the_last_digit(kwargs, paramet
 @pytest.mark.slow
 def test_the_best_operator_costs_what_it_says_and_no_more_than_the_one_it_starts_from():
     env = HybridUnitCommitmentEnv(2, horizon=12)
-    best = env.reference_policy()
+    best = reference_policy(env)
     costs, start = (evaluate(env, policy, 2000, seed=9) for policy in (best, MeritOrderOperator(env)))
     assert abs(costs.mean() - best.cost) < 2 * best.half_width
     assert costs.mean() <= start.mean()

@@ -23,7 +23,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, StopT
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-import sb3_hpo.checkpoint
+import sb3_hpo.checkpoint.files
 from hybrid_envs.wrappers import FlatActionWrapper
 from sb3_hpo.checkpoint import ExactCheckpointCallback, newest_checkpoint, read_checkpoint, write_checkpoint
 from sb3_hpo.vec_env import HybridVecEnv
@@ -275,7 +275,7 @@ def test_killed_between_writing_and_renaming_the_checkpoint_before_it_is_whole(t
                 os.kill(os.getpid(), signal.SIGKILL)
             rename(source, target)
 
-        sb3_hpo.checkpoint.os.replace = replace
+        sb3_hpo.checkpoint.files.os.replace = replace
         train(hpo_normalized(), tmp_path / "killed")
 
     assert finish(killed) == -signal.SIGKILL

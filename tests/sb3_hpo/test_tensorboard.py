@@ -20,7 +20,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from hybrid_envs import HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs import HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv, policy_figure
 from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback, hyperparameters
 from sb3_hpo.vec_env import simulated
@@ -155,7 +155,7 @@ def test_other_formats_than_tensorboard_are_spared_figures_and_hyperparameters(t
 
 
 def test_an_environment_that_draws_nothing_is_trained_with_a_warning(monkeypatch):
-    monkeypatch.setattr(HybridSwitchedLQREnv, "policy_figure", HybridEnv.policy_figure)
+    monkeypatch.setattr("sb3_hpo.callbacks.policy_figure", policy_figure.dispatch(HybridEnv))
     with pytest.warns(UserWarning, match="HybridSwitchedLQR-v0 has no policy_figure"):
         make().learn(80, callback=PolicyFigureCallback())
 

@@ -24,9 +24,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.utils import parameters_to_vector
 
 from sb3_hpo import HPO, HybridPPO
-from sb3_hpo.zoo import COMMANDS, main
-from sb3_hpo.zoo_manager import OWN, check_keys, default_config, read_entries
-from sb3_hpo.zoo_search import convert_params, sample_hpo_params, sample_hybrid_ppo_params
+from sb3_hpo.zoo.commands import COMMANDS, main
+from sb3_hpo.zoo.manager import OWN, check_keys, default_config, read_entries
+from sb3_hpo.zoo.search import convert_params, sample_hpo_params, sample_hybrid_ppo_params
 
 ROOT = Path(__file__).parent.parent.parent
 ID = "HybridInventory-v0"

@@ -3,7 +3,7 @@
 import numpy as np
 
 from hybrid_envs.evaluation import ReferencePolicy
-from hybrid_envs.moving import ACCELERATE, BRAKE, TURN, HybridMovingEnv
+from hybrid_envs.moving.env import ACCELERATE, BRAKE, TURN, HybridMovingEnv
 
 ALIGNED = 1e-3
 """Error of the heading that is left alone, in radians: less than a hundredth of the target's radius across the field."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import norm, poisson
 
-from hybrid_envs.inventory import HybridInventoryEnv
+from hybrid_envs.inventory.env import HybridInventoryEnv
 
 TAIL = 1e-12
 POINTS_PER_STD = 16  # of the lattice on which normal demand is discretised; costs then err by about 1e-3 relative or less

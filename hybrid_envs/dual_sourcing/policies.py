@@ -8,9 +8,9 @@ import numpy as np
 from scipy.stats import norm, poisson
 
 from hybrid_envs.checks import check_array
-from hybrid_envs.dual_sourcing import HybridDualSourcingEnv
+from hybrid_envs.dual_sourcing.env import HybridDualSourcingEnv
 from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate
-from hybrid_envs.solvers.search import Rule, search
+from hybrid_envs.search import Rule, search
 
 TAIL = 1e-12
 MAX_STATES = 500_000

@@ -1,14 +1,13 @@
 """Switched linear-quadratic regulation: which actuator group to use, and how hard."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from hybrid_envs.checks import check_array, check_count, check_definite
 from hybrid_envs.core import Frame, HybridEnv
-from hybrid_envs.evaluation import PolicyFunction
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.spaces import HybridAction
 
@@ -157,18 +156,6 @@ class HybridSwitchedLQREnv(HybridEnv[SwitchedLQRState]):
 
     def observation(self, state: SwitchedLQRState) -> torch.Tensor:
         return state.x
-
-    def reference_policy(self) -> Any:
-        """Dynamic programming over sets of Riccati matrices."""
-        from hybrid_envs.solvers.lqr import SwitchedRiccati  # the solvers import this module
-
-        return SwitchedRiccati(self)
-
-    def policy_figure(self, policy: PolicyFunction) -> Any:
-        """The map of modes over the two directions in which modes differ most, and the modes of one episode."""
-        from hybrid_envs.figures import mode_figure  # figures import this module
-
-        return mode_figure(self, policy)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Norm of the state, and the cost of each period with the mode marked."""

@@ -2,17 +2,17 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.core import Frame, HybridEnv
-from hybrid_envs.microgrid import make_microgrid, regime_units
-from hybrid_envs.net_load import HOURS, generated_net_load, recorded_net_load
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.spaces import HybridAction
+from hybrid_envs.unit_commitment.microgrid import make_microgrid, regime_units
+from hybrid_envs.unit_commitment.net_load import HOURS, generated_net_load, recorded_net_load
 
 FORECAST_HOURS = 6
 
@@ -218,12 +218,6 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         forecast = self.expected[hour] + self.carried[hour] * state.deviation
         level = state.energy / self.params.battery_energy
         return torch.cat([gone, self.clock[hour], state.on, level, forecast], dim=1)
-
-    def reference_policy(self) -> Any:
-        """The rule-based operator, its parameters chosen by simulation."""
-        from hybrid_envs.solvers.unit_commitment import MeritOrderOperator  # the solvers import this module
-
-        return MeritOrderOperator.best(self)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Battery level and units on, and the cost of each hour with the commitment marked."""

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +9,6 @@ import torch
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.core import Frame
 from hybrid_envs.demand import read_demand
-from hybrid_envs.evaluation import PolicyFunction
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.replenishment import ReplenishmentEnv, StockState
 from hybrid_envs.spaces import HybridAction
@@ -182,18 +180,6 @@ class HybridInventoryEnv(ReplenishmentEnv):
         constants = torch.cat([self.underage_cost, self.holding_cost, self.mean_demand])
         scaled = (state.stock / self.mean_demand).flatten(1)
         return torch.cat([scaled, constants.expand(len(scaled), -1)], dim=1)
-
-    def reference_policy(self) -> Any:
-        """The best of the classical policies, chosen by simulation; none is offered for lost sales."""
-        from hybrid_envs.solvers.inventory import best_classical  # the solvers import this module
-
-        return None if self.params.lost_sales else best_classical(self)
-
-    def policy_figure(self, policy: PolicyFunction) -> Any:
-        """The (s, S) shape: probability of ordering and order-up-to level against inventory position."""
-        from hybrid_envs.figures import replenishment_figure  # figures import this module
-
-        return replenishment_figure(self, policy)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Inventory position per item, and the cost of each period with the orders marked."""

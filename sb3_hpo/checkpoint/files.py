@@ -1,4 +1,4 @@
-"""Checkpoints from which a killed run goes on, bit for bit, as if it had never been killed (docs/checkpoints.md)."""
+"""When a checkpoint is written, and how: so that a kill at any moment leaves one that can be read."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hybrid_envs.checks import check_count
-from sb3_hpo.run_state import callback_tree, difference, identity, load_run_state, run_state
+from sb3_hpo.checkpoint.run_state import callback_tree, difference, identity, load_run_state, run_state
 
 FORMAT = 1
 """Of the file; a file of another format is refused."""

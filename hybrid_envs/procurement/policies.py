@@ -9,8 +9,8 @@ from scipy.stats import poisson
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
-from hybrid_envs.procurement import HybridProcurementEnv, ProcurementProblem
-from hybrid_envs.solvers.single_item import single_items
+from hybrid_envs.inventory.single_item import single_items
+from hybrid_envs.procurement.env import HybridProcurementEnv, ProcurementProblem
 
 DAMPING = 0.5
 """Share of the old values kept in an iteration: large orders make the chain all but periodic."""
@@ -274,3 +274,10 @@ def _window_minimum(values: np.ndarray, low: int, high: int | None) -> np.ndarra
         width = high - low + 1
         least = np.roll(minimum_filter1d(padded, width, mode="constant", cval=np.inf), -(width // 2))
     return least[np.minimum(np.arange(n) + low, 2 * n - 1)]
+
+
+def best_known(env: HybridProcurementEnv) -> TotalOrders | None:
+    """
+    :return: dynamic programming on the total: the optimum of one item; none for other demand than Poisson and broken units
+    """
+    return None if obstacle(env) else TotalOrders.best(env)

@@ -8,8 +8,8 @@ from scipy.stats import norm
 
 from hybrid_envs.checks import check_array
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
-from hybrid_envs.portfolio import BASIS_POINTS, HybridPortfolioEnv, PortfolioParams, weight_volatility
-from hybrid_envs.solvers.search import Rule, search
+from hybrid_envs.portfolio.env import BASIS_POINTS, HybridPortfolioEnv, PortfolioParams, weight_volatility
+from hybrid_envs.search import Rule, search
 
 STEPS_PER_DEVIATION = 10  # of the grid: rounding returns to it adds 1/1200 to their variance
 REACH = 25  # standard deviations of a period's return from the target to either end of the grid

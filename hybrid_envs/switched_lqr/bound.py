@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.checks import check_array, check_count
-from hybrid_envs.switched_lqr import STATE_LIMIT, HybridSwitchedLQREnv
+from hybrid_envs.switched_lqr.env import STATE_LIMIT, HybridSwitchedLQREnv
 
 SMOOTHING = (3e-2, 3e-3, 3e-4)  # of the maximum over modes, relative to the mean cost of the starts
 ITERATIONS = 60  # of L-BFGS, for each smoothing

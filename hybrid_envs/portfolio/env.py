@@ -1,7 +1,7 @@
 """Portfolio rebalancing: let the weights drift with the market, or pay to bring them back, and to where."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -190,12 +190,6 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
     def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
         """Growth lost per period in basis points, without the first 16 periods if the episode is longer."""
         return settled_mean(costs)
-
-    def reference_policy(self) -> Any:
-        """The optimum on a grid for one asset, else a tuned no-trade band."""
-        from hybrid_envs.solvers.portfolio import best_rebalancing  # the solvers import this module
-
-        return best_rebalancing(self)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """The weight of each asset, and the growth lost in each period with the rebalancings marked."""

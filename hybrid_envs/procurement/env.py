@@ -10,7 +10,7 @@ from typing_extensions import Self
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.core import Frame
-from hybrid_envs.inventory import HybridInventoryEnv
+from hybrid_envs.inventory.env import HybridInventoryEnv
 from hybrid_envs.piecewise import BoxAction, BoxProblem, PiecewiseEnv, Threshold
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.replenishment import StockState
@@ -214,12 +214,6 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
         problem = ProcurementProblem(n_items, **arguments)
         super().__init__(problem, problem.thresholds, render_mode=render_mode)
         self.n_items, self.params = problem.n_items, {"n_items": n_items, **arguments}
-
-    def reference_policy(self) -> Any:
-        """Dynamic programming on the total: the optimum of one item. None for other demand than Poisson and broken units."""
-        from hybrid_envs.solvers.procurement import TotalOrders, obstacle  # the solvers import this module
-
-        return None if obstacle(self) else TotalOrders.best(self)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Inventory position per item, and the cost of each period with the orders marked."""

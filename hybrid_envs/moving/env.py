@@ -1,7 +1,7 @@
 """Driving to a stop: accelerate, turn or brake, and how hard."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -195,12 +195,6 @@ class HybridMovingEnv(HybridEnv[MovingState]):
         """Which episodes ended on the target."""
         # whoever has just come to a stop did not move, so that this period pays the bonus and the penalty, and nothing else
         return ((costs - (self.params.penalty - 1)).abs() < 1e-6).any(dim=0)
-
-    def reference_policy(self) -> Any:
-        """Align, accelerate, brake: a heuristic."""
-        from hybrid_envs.solvers.moving import AlignAndStop  # the solvers import this module
-
-        return AlignAndStop(self)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """The field with each agent's path, and its target as a circle."""

@@ -9,8 +9,8 @@ import torch
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
-from hybrid_envs.inventory import HybridInventoryEnv
-from hybrid_envs.solvers.single_item import single_items
+from hybrid_envs.inventory.env import HybridInventoryEnv
+from hybrid_envs.inventory.single_item import single_items
 
 SIMULATED_CYCLES = 2**16  # over all items
 SPLIT_STEPS = 64  # of the fixed cost, per item, in the lower bound
@@ -369,3 +369,10 @@ def _minimise(cost: Callable[[float], float], low: float, high: float) -> float:
         best = grid[int(np.argmin([cost(x) for x in grid]))]
         low, high = best - (grid[1] - grid[0]), best + (grid[1] - grid[0])
     return float(best)
+
+
+def best_known(env: HybridInventoryEnv) -> ReferencePolicy | None:
+    """
+    :return: the best of the classical policies, chosen by simulation; none is offered for lost sales
+    """
+    return None if env.params.lost_sales else best_classical(env)

@@ -34,7 +34,7 @@ from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.hpo import HPO
 from sb3_hpo.hybrid_ppo import HybridPPO, make_schedule
 from sb3_hpo.vec_env import simulated
-from sb3_hpo.zoo_search import convert_params, open_database, sample_hpo_params, sample_hybrid_ppo_params
+from sb3_hpo.zoo.search import convert_params, open_database, sample_hpo_params, sample_hybrid_ppo_params
 
 OWN: dict[str, type[HybridPPO]] = {"hpo": HPO, "hybrid_ppo": HybridPPO}
 ALGOS.update(OWN)

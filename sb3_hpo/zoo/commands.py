@@ -53,7 +53,7 @@ def parse_args(self: argparse.ArgumentParser, *args: Any, **options: Any) -> Any
     if folder := getattr(values, "resume", None):
         if len(sys.argv) > 3 or (sys.argv[1:2] == [f"--resume={folder}"] and len(sys.argv) > 2):
             self.error("--resume stands alone: everything else is as when the run was started")
-        from sb3_hpo.zoo_manager import saved_command
+        from sb3_hpo.zoo.manager import saved_command
 
         values = _parse_args(self, saved_command(folder))
         values.resume = folder
@@ -78,7 +78,7 @@ def complain(self: argparse.ArgumentParser, message: str) -> NoReturn:
 def train() -> None:
     import rl_zoo3.train
 
-    from sb3_hpo.zoo_manager import StoreValues, ZooManager
+    from sb3_hpo.zoo.manager import StoreValues, ZooManager
 
     with replaced(rl_zoo3.train, ExperimentManager=ZooManager, StoreDict=StoreValues):
         rl_zoo3.train.train()
@@ -92,7 +92,7 @@ def tune() -> None:
 def enjoy() -> None:
     import rl_zoo3.enjoy
 
-    from sb3_hpo.zoo_manager import SavedRun, StoreValues
+    from sb3_hpo.zoo.manager import SavedRun, StoreValues
 
     run = SavedRun()
     with replaced(
@@ -104,7 +104,7 @@ def enjoy() -> None:
 def record() -> None:
     import rl_zoo3.utils
 
-    from sb3_hpo.zoo_manager import SavedRun, StoreValues
+    from sb3_hpo.zoo.manager import SavedRun, StoreValues
 
     run = SavedRun()
     with replaced(
@@ -222,7 +222,3 @@ def in_training(error: Exception) -> bool:
     frames = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     learning = {ExperimentManager.learn.__code__, ExperimentManager.objective.__code__}
     return bool(frames & learning) and BaseCallback.on_training_start.__code__ not in frames
-
-
-if __name__ == "__main__":
-    main()

@@ -4,7 +4,7 @@ import numpy as np
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import ReferencePolicy
-from hybrid_envs.switched_lqr import STATE_LIMIT, HybridSwitchedLQREnv
+from hybrid_envs.switched_lqr.env import STATE_LIMIT, HybridSwitchedLQREnv
 
 
 def riccati(A: np.ndarray, B: np.ndarray, Q: np.ndarray, R: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -189,12 +188,6 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
 
     def observation(self, state: StockState) -> torch.Tensor:
         return (state.stock / self.mean_demand).flatten(1)
-
-    def reference_policy(self) -> Any:
-        """The optimum where dynamic programming reaches it, else a tuned capped dual index policy."""
-        from hybrid_envs.solvers.dual_sourcing import best_dual_sourcing  # the solvers import this module
-
-        return best_dual_sourcing(self)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Stock on hand per item, and the cost of each period with the sources used."""
