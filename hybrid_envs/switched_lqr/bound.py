@@ -29,7 +29,8 @@ def dual_lower_bound(
     (the last control is 0, for it moves only s_T, which costs nothing). By weak duality g(μ) is at most the optimal cost for
     any μ, so the bound holds however far its maximisation got. g is concave; what it gives away lies in the maximum over
     modes. That is recovered by enumerating modes: a prefix of fixed modes removes the maximum from its periods, and the least
-    bound over all prefixes bounds the optimum.
+    bound over all prefixes bounds the optimum. It never falls as ``first_modes`` rises: each prefix is maximised to the end,
+    and keeps what was found for the shorter prefixes that it continues.
 
     A trajectory that meets the clamp of the state costs at least s_0'Qs_0 + λ_min(Q) · 100², so the bound is cut off there.
 
@@ -55,18 +56,23 @@ def dual_lower_bound(
     rows = torch.arange(len(starts))  # the start of each row
     prefixes = torch.empty((len(starts), 0), dtype=torch.int64)
     multipliers = torch.zeros(len(starts), horizon - 1, env.n_dims, dtype=torch.float64)
-    multipliers, bounds = dual.maximise(rows, prefixes, multipliers, SMOOTHING[0])
+    bounds = torch.full((len(starts),), -torch.inf, dtype=torch.float64)
     closed = torch.full((len(starts),), torch.inf, dtype=torch.float64)  # least bound of the prefixes not pursued further
-    for depth in range(first_modes + len(SMOOTHING) - 1):  # prefixes grow at the coarsest smoothing; the longest are polished
+    for depth in range(first_modes + 1):
+        if depth > 0:
+            modes = torch.arange(n_modes).repeat(len(rows))
+            rows, prefixes, multipliers, bounds = (
+                part.repeat_interleave(n_modes, dim=0) for part in (rows, prefixes, multipliers, bounds)
+            )
+            prefixes = torch.cat([prefixes, modes[:, None]], dim=1)
+        # whatever bounds a prefix bounds its continuations, so a period more never lowers the result
+        multipliers, bounds = dual.maximise(rows, prefixes, multipliers, bounds, SMOOTHING[0])
         pursued = bounds < good_enough[rows]
         closed = closed.scatter_reduce(0, rows[~pursued], bounds[~pursued], "amin")
-        rows, prefixes, multipliers = rows[pursued], prefixes[pursued], multipliers[pursued]
-        smoothing = SMOOTHING[max(0, depth - first_modes + 1)]
-        if depth < first_modes:
-            modes = torch.arange(n_modes).repeat(len(rows))
-            rows, prefixes, multipliers = (part.repeat_interleave(n_modes, dim=0) for part in (rows, prefixes, multipliers))
-            prefixes = torch.cat([prefixes, modes[:, None]], dim=1)
-        multipliers, bounds = dual.maximise(rows, prefixes, multipliers, smoothing)
+        rows, prefixes, multipliers, bounds = rows[pursued], prefixes[pursued], multipliers[pursued], bounds[pursued]
+        polished = multipliers  # continuations start from the coarse ones, which a further mode moves less
+        for smoothing in SMOOTHING[1:]:
+            polished, bounds = dual.maximise(rows, prefixes, polished, bounds, smoothing)
     closed = closed.scatter_reduce(0, rows, bounds, "amin")
     return torch.minimum(closed, dual.offset + state_price * STATE_LIMIT**2).numpy()
 
@@ -97,21 +103,22 @@ class _Dual:
         return self.offset[rows] + (mu[:, 0] * self.first[rows]).sum(dim=1) - state_part / 4 - most.sum(dim=1) / 4
 
     def maximise(
-        self, rows: torch.Tensor, prefixes: torch.Tensor, mu: torch.Tensor, smoothing: float
+        self, rows: torch.Tensor, prefixes: torch.Tensor, mu: torch.Tensor, bounds: torch.Tensor, smoothing: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         :param rows: the start of each row
         :param prefixes: the first modes of each row, shape ``(rows, depth)``
         :param mu: where to start from
+        :param bounds: that hold already, shape ``(rows,)``
         :param smoothing: relative to the mean cost of the starts' first period
-        :return: the multipliers found and their bounds, shape ``(rows,)``
+        :return: the multipliers found, and the better of each row's bound and theirs
         """
         if not len(rows):
-            return mu, self.offset[rows]
+            return mu, bounds
         split = zip(rows.split(MAX_ROWS), prefixes.split(MAX_ROWS), mu.split(MAX_ROWS), strict=True)
         parts = [self._ascend(part_rows, part_prefixes, part, smoothing) for part_rows, part_prefixes, part in split]
-        multipliers, bounds = zip(*parts, strict=True)
-        return torch.cat(multipliers), torch.cat(bounds)
+        multipliers, found = zip(*parts, strict=True)
+        return torch.cat(multipliers), torch.maximum(bounds, torch.cat(found))
 
     def _ascend(
         self, rows: torch.Tensor, prefixes: torch.Tensor, mu: torch.Tensor, smoothing: float
