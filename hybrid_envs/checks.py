@@ -50,6 +50,16 @@ def check_count(name: str, value: int, minimum: int = 1) -> int:
     return int(value)
 
 
+def check_switch(name: str, value: bool) -> bool:
+    """
+    :return: the value as a bool
+    :raises ValueError: naming the argument, if the value is neither True nor False
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+    return bool(value)
+
+
 def check_array(
     name: str, value: Any, shape: tuple[int, ...], *, above: float = -math.inf, at_least: float = -math.inf
 ) -> np.ndarray:

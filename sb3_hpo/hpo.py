@@ -11,15 +11,16 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import FloatSchedule, obs_as_tensor
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.utils import parameters_to_vector
 from typing_extensions import Self
 
 from hybrid_envs.checks import check_count
 from hybrid_envs.spaces import HybridAction, append_mask, pack, packed_size
+from sb3_hpo.arguments import check_argument, check_arguments, make_schedule
 from sb3_hpo.distributions import choose, mask_logits
-from sb3_hpo.hybrid_ppo import HybridPPO, make_schedule
+from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.losses import pathwise_loss, score_loss
 from sb3_hpo.policies import DeterministicPointPolicy
 from sb3_hpo.vec_env import LiveView, simulated
@@ -29,17 +30,6 @@ DIAGNOSTICS_INTERVAL = 10
 """Every so many iterations the cross term is measured on its own, at the price of two more backward passes."""
 CROSS_SMOOTHING = 0.2
 """Weight of the newest measurement in the running means behind ``cross_term="auto"``."""
-
-
-def noise_schedule(point_noise: float | str | Schedule) -> FloatSchedule:
-    """
-    :param point_noise: as in :class:`HPO`
-    :raises ValueError: if it cannot be read, or starts below 0
-    """
-    schedule = make_schedule("point_noise", point_noise)
-    if schedule(1.0) < 0:
-        raise ValueError(f"point_noise is a standard deviation and must be >= 0, got {point_noise!r}")
-    return schedule
 
 
 class LiveRollout(NamedTuple):
@@ -118,7 +108,8 @@ class HPO(HybridPPO):
         target_kl: float | None = 0.015,
         **ppo_kwargs: Any,
     ):
-        check_count("n_scenarios", n_scenarios)
+        own = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "normalize_reward": normalize_reward}
+        check_arguments(own | {"cross_term": cross_term})
         if env is not None:
             env = simulated(env, n_scenarios)
             n_scenarios = env.num_envs
@@ -129,12 +120,10 @@ class HPO(HybridPPO):
                 else check_count("batch_size", batch_size, 2)
             )
         self.n_scenarios = n_scenarios
-        if cross_term not in (True, False, "auto"):
-            raise ValueError(f"cross_term must be True, False or 'auto', got {cross_term!r}")
         self.cross_term = cross_term
         self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
         self.pathwise_weight = pathwise_weight
-        self.point_noise_schedule = noise_schedule(point_noise)
+        self.point_noise_schedule = make_schedule("point_noise", point_noise)
         self.normalize_reward = normalize_reward
         self.component_learning_rates = {
             name: make_schedule(f"{name}_learning_rate", rate)
@@ -154,10 +143,11 @@ class HPO(HybridPPO):
             clip_range=clip_range,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
-            max_grad_norm=math.inf,  # SB3 would clip all networks together; each has its own limit here
+            max_grad_norm=max_grad_norm,
             target_kl=target_kl,
             **ppo_kwargs,
         )
+        self.max_grad_norm = math.inf  # SB3 would clip all networks together; each has its own limit here
 
     def _setup_model(self) -> None:
         if self.env is not None:
@@ -352,8 +342,9 @@ class HPO(HybridPPO):
         if env is not None and not isinstance(env, VecEnv):
             env = simulated(env, data["n_envs"])
         if "point_noise" in kwargs:
-            kwargs["point_noise_schedule"] = noise_schedule(kwargs.pop("point_noise"))
+            kwargs["point_noise_schedule"] = make_schedule("point_noise", kwargs.pop("point_noise"))
         if "max_grad_norm" in kwargs:
+            check_argument("max_grad_norm", kwargs["max_grad_norm"])
             kwargs["component_max_grad_norm"] = kwargs.pop("max_grad_norm")
         rates = dict(data.get("component_learning_rates", {}))
         for name in ("continuous", "value"):

@@ -10,32 +10,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
 from typing_extensions import Self
 
 from hybrid_envs.spaces import packed_size
+from sb3_hpo.arguments import check_arguments, check_spelling, make_schedule
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.distributions import mask_tensor
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
 from sb3_hpo.vec_env import HybridActionWrapper
-
-
-def make_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
-    """
-    :param name: of the argument, for the error
-    :param value: a constant, a schedule, or ``"lin_V"`` for a linear decay from V to 0 (RL Zoo's notation)
-    :raises ValueError: for any other string
-    """
-    if isinstance(value, str):
-        prefix, _, number = value.partition("_")
-        try:
-            if prefix != "lin":
-                raise ValueError
-            value = LinearSchedule(float(number), 0.0, 1.0)
-        except ValueError:
-            raise ValueError(f"{name} must be a number, a schedule or 'lin_V', got {value!r}") from None
-    return FloatSchedule(value)
 
 
 class TupleActions(OnPolicyAlgorithm):
@@ -62,6 +45,7 @@ class HybridPPO(PPO, TupleActions):
     :param ent_coef: entropy coefficient, likewise
     :param ppo_kwargs: the arguments of :class:`stable_baselines3.PPO`
     :raises TypeError: if the action space is not ``Tuple(Discrete, Box)``
+    :raises ValueError: naming an argument outside what :data:`sb3_hpo.arguments.ALLOWED` allows
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -81,6 +65,7 @@ class HybridPPO(PPO, TupleActions):
         ent_coef: float | str | Schedule = 0.0,
         **ppo_kwargs: Any,
     ):
+        check_arguments(ppo_kwargs)
         self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
         learning_rate = make_schedule("learning_rate", learning_rate)
         super().__init__(policy, env, learning_rate=learning_rate, ent_coef=self.ent_coef_schedule(1.0), **ppo_kwargs)
@@ -140,6 +125,8 @@ class HybridPPO(PPO, TupleActions):
 
     @classmethod
     def load(cls, path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
+        check_spelling(cls, kwargs)
+        check_arguments(kwargs)
         # SB3 writes the arguments given here into attributes of their names; these two are, or are derived from, schedules.
         if "learning_rate" in kwargs:
             kwargs["learning_rate"] = make_schedule("learning_rate", kwargs["learning_rate"])

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.checks import check_array, check_count, check_switch
 from hybrid_envs.core import Frame
 from hybrid_envs.demand import read_demand
 from hybrid_envs.rendering import draw_episode
@@ -151,7 +151,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
             underage_cost=check_array("underage_cost", underage_cost, (n_items,), at_least=0.0),
             fixed_cost=float(check_array("fixed_cost", fixed_cost, (), at_least=0.0)),
             lead_time=lead_time,
-            lost_sales=lost_sales,
+            lost_sales=check_switch("lost_sales", lost_sales),
         )
         super().__init__(
             read,

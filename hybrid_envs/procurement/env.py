@@ -1,5 +1,6 @@
 """Procurement: when to order how much of each item from a supplier with a minimum order, price breaks and truckloads."""
 
+import inspect
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from hybrid_envs.spaces import HybridAction
 
 MIN_ORDER, TRUCK_CAPACITY, TRUCK_COST, DISCOUNT_QUANTITY = 10.0, 24.0, 10.0, 30.0
 """The defaults, for each item; about 10 units of it are demanded in a period."""
+
+
+RENDER_MODE = inspect.Parameter("render_mode", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
 
 
 class ProcurementProblem(BoxProblem[StockState]):
@@ -209,6 +213,10 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
     """
 
     problem: ProcurementProblem
+    # what ``arguments`` may hold, for help() and for whoever looks for a misspelt name
+    __signature__ = inspect.signature(ProcurementProblem).replace(
+        parameters=[*inspect.signature(ProcurementProblem).parameters.values(), RENDER_MODE]
+    )
 
     def __init__(self, n_items: int | None = None, *, render_mode: str | None = None, **arguments: Any):
         problem = ProcurementProblem(n_items, **arguments)

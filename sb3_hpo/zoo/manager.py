@@ -29,10 +29,11 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
+from sb3_hpo.arguments import argument_names, make_schedule
 from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback
 from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.hpo import HPO
-from sb3_hpo.hybrid_ppo import HybridPPO, make_schedule
+from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.vec_env import simulated
 from sb3_hpo.zoo.search import convert_params, open_database, sample_hpo_params, sample_hybrid_ppo_params
 
@@ -66,14 +67,14 @@ def default_config(algo: str, env_id: str) -> str | None:
         environments that are not hybrid, and for algorithms of which this package has no config
     """
     config = files("zoo_configs") / f"{algo}.yml"
-    return str(config) if config.is_file() and (algo in OWN or _is_hybrid(env_id)) else None
+    return str(config) if config.is_file() and (algo in OWN or _hybrid_class(env_id) is not None) else None
 
 
-def _is_hybrid(env_id: str) -> bool:
+def _hybrid_class(env_id: str) -> type[HybridEnv] | None:
     creator: Any = gym.spec(env_id).entry_point
     if isinstance(creator, str):
         creator = load_env_creator(creator)
-    return isinstance(creator, type) and issubclass(creator, HybridEnv)
+    return creator if isinstance(creator, type) and issubclass(creator, HybridEnv) else None
 
 
 def read_entries(path: str) -> dict[str, Any]:
@@ -102,13 +103,7 @@ def check_keys(algo: str, hyperparams: dict[str, Any]) -> None:
     :param hyperparams: of a config, before rl_zoo3 takes out its own
     :raises ValueError: for a key that neither rl_zoo3 nor the algorithm knows, naming the nearest that they do
     """
-    known = set(ZOO_KEYS)
-    for cls in ALGOS[algo].__mro__:
-        parameters = inspect.signature(cls).parameters.values()
-        known.update(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
-        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
-            break  # hands no further arguments on to its base
-    known -= {"n_scenarios", "_init_setup_model", *FLAG_KEYS}
+    known = (argument_names(ALGOS[algo]) | set(ZOO_KEYS)) - {"n_scenarios", *FLAG_KEYS}
     for key in hyperparams:
         if key in FLAG_KEYS:
             raise ValueError(f"{key!r} is no hyperparameter of a config; it is set by the flag {FLAG_KEYS[key]}")
@@ -117,6 +112,24 @@ def check_keys(algo: str, hyperparams: dict[str, Any]) -> None:
         if key not in known:
             nearest = get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
             raise ValueError(f"{algo} knows no hyperparameter {key!r}; the nearest known name is {nearest!r}")
+
+
+def check_env_kwargs(env_id: str, env_kwargs: dict[str, Any]) -> None:
+    """
+    :param env_id: a registered id
+    :param env_kwargs: what its environment is to be made with
+    :raises ValueError: for an argument that a hybrid environment does not have, naming the nearest that it has
+    """
+    env_class = _hybrid_class(env_id)
+    if env_class is None:
+        return
+    known = inspect.signature(env_class).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
+        return
+    for name in env_kwargs:
+        if name not in known:
+            nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            raise ValueError(f"{env_id} has no argument {name!r}; the nearest known name is {nearest!r}")
 
 
 def check_model(path: str, algo: str, env: VecEnv) -> None:
@@ -169,7 +182,7 @@ class ZooManager(ExperimentManager):
         if self.resumed:
             self.save_path = args.resume
             self.params_path = os.path.join(self.save_path, self.env_name)
-        self.differentiable = algo in OWN and _is_hybrid(env_id)
+        self.differentiable = algo in OWN and _hybrid_class(env_id) is not None
         self.checkpoint_freq = 0
         if self.differentiable and not self.optimize_hyperparameters:
             self.checkpoint_freq = check_count("--checkpoint-freq", args.checkpoint_freq, minimum=0)
@@ -238,6 +251,7 @@ class ZooManager(ExperimentManager):
         For HPO's training, one simulation of ``n_envs`` scenarios stands in the place of so many copies. A VecMonitor does the
         work of their Monitors; evaluation environments have one too, because SB3 compares the wrappers of both.
         """
+        check_env_kwargs(self.env_name.gym_id, self.eval_env_kwargs if eval_env else self.env_kwargs)
         if not issubclass(ALGOS[self.algo], HPO):
             return super().create_envs(n_envs, eval_env, no_log)
         if self.monitor_kwargs.get("info_keywords"):
@@ -352,6 +366,7 @@ class SavedRun:
         """
         # record_video.py would forget the config's
         options["env_kwargs"] = options["hyperparams"].get("env_kwargs", {}) | options["env_kwargs"]
+        check_env_kwargs(args[0], options["env_kwargs"])
         env = create_test_env(*args, **options)
         check_model(self.path, self.algo, env)
         return env

@@ -27,6 +27,9 @@ from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
         ({"holding_cost": "much"}, r"holding_cost must be numeric, got 'much'"),
         ({"demand": "normal", "demand_std": -1.0}, r"demand_std\[0\] = -1.0: must be finite and >= 0"),
         ({"demand_std": 2.0}, r"demand_std = 2.0 is only for demand = 'normal', got demand = 'poisson'"),
+        ({"lost_sales": "zzz"}, r"lost_sales must be True or False, got 'zzz'"),
+        ({"lost_sales": np.nan}, r"lost_sales must be True or False, got nan"),
+        ({"lost_sales": 1}, r"lost_sales must be True or False, got 1"),
         ({"render_mode": "human"}, r"render_mode must be None or one of \['rgb_array'\], got 'human'"),
     ],
 )

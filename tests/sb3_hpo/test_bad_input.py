@@ -1,5 +1,8 @@
 """A mistake is named where it is made, before any work is lost."""
 
+import math
+import re
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -114,13 +117,13 @@ def test_a_schedule_that_cannot_be_read_is_refused_with_the_notation(algorithm, 
 
 @pytest.mark.parametrize("noise", [-0.5, "lin_-0.5"])
 def test_a_negative_deviation_of_the_noise_is_refused(noise):
-    with pytest.raises(ValueError, match=f"point_noise is a standard deviation and must be >= 0, got {noise!r}"):
+    with pytest.raises(ValueError, match=f"point_noise must be a finite number >= 0, got {noise!r}"):
         make(HPO, point_noise=noise)
 
 
 def test_a_negative_deviation_of_the_noise_is_refused_in_loading_too(tmp_path):
     make(HPO).save(tmp_path / "model")
-    with pytest.raises(ValueError, match="point_noise is a standard deviation and must be >= 0, got -1"):
+    with pytest.raises(ValueError, match="point_noise must be a finite number >= 0, got -1"):
         HPO.load(tmp_path / "model", point_noise=-1)
 
 
@@ -128,6 +131,113 @@ def test_a_negative_deviation_of_the_noise_is_refused_in_loading_too(tmp_path):
 def test_a_schedule_of_hpo_that_cannot_be_read_is_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} must be a number, a schedule or 'lin_V', got 'fast'"):
         make(HPO, **{name: "fast"})
+
+
+NAN, INF = math.nan, math.inf
+NONSENSE = [  # argument, value, and what the error says is allowed
+    *[("gamma", value, r"in \[0, 1\]") for value in (2, -0.1, NAN, INF, "0.99", True, None)],
+    *[("gae_lambda", value, r"in \[0, 1\]") for value in (-1, 1.5, NAN, [0.9])],
+    *[("clip_range", value, "> 0") for value in (-1, 0, NAN, INF, "lin_-0.2", lambda left: left - 0.5)],
+    *[("clip_range_vf", value, "> 0") for value in (-1, NAN)],
+    *[("n_epochs", value, "an integer >= 1") for value in (0, -1, 2.5, NAN, True, "5", None)],
+    *[("n_steps", value, "an integer >= 1") for value in (0, -8, 1.5)],
+    *[("batch_size", value, "an integer >= ") for value in (0, -4, 2.5)],
+    *[("max_grad_norm", value, "> 0") for value in (-1, 0, NAN, INF, None)],
+    *[("vf_coef", value, ">= 0") for value in (NAN, -0.5, INF, "0.5")],
+    *[("target_kl", value, "> 0 or None") for value in (-1, 0, NAN, "0.01")],
+    *[("ent_coef", value, ">= 0") for value in (-0.1, NAN, INF, "lin_-1", lambda left: 1 - 2 * left)],
+    *[("learning_rate", value, ">= 0") for value in (-1e-3, NAN, INF, "lin_nan", lambda left: NAN)],
+    *[("learning_rate", value, "a number, a schedule or 'lin_V'") for value in (None, True, [1e-3])],
+    *[("stats_window_size", value, "an integer >= 1") for value in (0, 1.5)],
+    *[("normalize_advantage", value, "True or False") for value in ("no", NAN, 1)],
+    *[("verbose", value, r"in \[0, 2\]") for value in (3, -1, 0.5)],
+    *[("seed", value, r"in \[0, 4294967295\] or None") for value in (-1, 2**32, 0.5, NAN)],
+]
+NONSENSE_OF_HPO = [
+    *[("pathwise_weight", value, ">= 0") for value in (-1, NAN, INF, "1", None)],
+    *[("continuous_learning_rate", value, ">= 0") for value in (-1, NAN)],
+    *[("value_learning_rate", value, ">= 0") for value in (-1, INF, "lin_-1")],
+    *[("point_noise", value, ">= 0") for value in (NAN, INF, lambda left: -left)],
+    *[("normalize_reward", value, "True or False") for value in ("yes", NAN)],
+    *[("cross_term", value, "True, False or 'auto'") for value in ("Auto", NAN, 1, None)],
+]
+NONSENSE_OF_THE_POLICY = [
+    ({"net_arch": [0]}, r"net_arch\[0\] must be an integer >= 1, got 0"),
+    ({"net_arch": [8, -8]}, r"net_arch\[1\] must be an integer >= 1, got -8"),
+    ({"net_arch": [8.5]}, r"net_arch\[0\] must be an integer >= 1, got 8.5"),
+    ({"net_arch": 8}, "net_arch must be a list of layer sizes, got 8"),
+    ({"net_arch": {"discrete": [8], "continuous": [0], "value": [8]}}, r"net_arch\['continuous'\]\[0\] must be an integer"),
+    ({"log_std_init": NAN}, "log_std_init must be a finite number, got nan"),
+    ({"ortho_init": "no"}, "ortho_init must be True or False, got 'no'"),
+    ({"activation_fn": "relu"}, "activation_fn must be a class of torch.nn, .* got 'relu'"),
+    ({"optimizer_kwargs": {"betas": (0.9, 2)}}, r"betas\[1\] must be a finite number in \[0, 1\], got 2"),
+    ({"optimizer_kwargs": {"betas": (NAN, 0.9)}}, r"betas\[0\] must be a finite number in \[0, 1\], got nan"),
+    ({"optimizer_kwargs": {"eps": INF}}, "eps must be a finite number >= 0, got inf"),
+    ({"optimizer_kwargs": {"weight_decay": -1}}, "weight_decay must be a finite number >= 0, got -1"),
+    ([8], r"policy_kwargs must be a dict, got \[8\]"),
+]
+
+
+def refuses(name, value, allowed):
+    return pytest.raises(ValueError, match=f"^{name} must be .*{allowed}.*, got {re.escape(repr(value))}")
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), NONSENSE)
+def test_a_value_that_makes_no_sense_is_refused_by_name_by_both_algorithms(algorithm, name, value, allowed):
+    with refuses(name, value, allowed):
+        make(algorithm, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), NONSENSE_OF_HPO)
+def test_a_value_that_makes_no_sense_is_refused_by_name_by_hpo(name, value, allowed):
+    with refuses(name, value, allowed):
+        make(HPO, **{name: value})
+
+
+@pytest.mark.parametrize(("policy_kwargs", "message"), NONSENSE_OF_THE_POLICY)
+def test_a_policy_or_optimizer_that_makes_no_sense_is_refused_by_name(algorithm, policy_kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        make(algorithm, policy_kwargs=policy_kwargs)
+
+
+@pytest.fixture(scope="module")
+def model_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    for algorithm in (HPO, HybridPPO):
+        make(algorithm).save(folder / algorithm.__name__)
+    return folder
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), NONSENSE)
+def test_load_refuses_the_same_values(algorithm, name, value, allowed, model_files):
+    with refuses(name, value, allowed):
+        algorithm.load(model_files / algorithm.__name__, small(), **{name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), NONSENSE_OF_HPO)
+def test_load_refuses_the_same_values_of_hpo(name, value, allowed, model_files):
+    with refuses(name, value, allowed):
+        HPO.load(model_files / "HPO", small(), **{name: value})
+
+
+def test_a_misspelt_argument_of_load_is_answered_with_the_nearest(algorithm, model_files):
+    with pytest.raises(ValueError, match=f"{algorithm.__name__} has no argument 'gama'; did you mean 'gamma'"):
+        algorithm.load(model_files / algorithm.__name__, small(), gama=0.9)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"gamma": 1, "gae_lambda": 0, "ent_coef": 0, "vf_coef": 0, "target_kl": None, "clip_range_vf": None, "seed": None},
+        {"gamma": np.float32(0.9), "n_epochs": np.int64(2), "learning_rate": 0.0, "normalize_advantage": np.bool_(True)},
+        {"clip_range": lambda left: 0.2 * left, "ent_coef": lambda left: 0.1 * left, "learning_rate": "lin_1e-3"},
+        {"policy_kwargs": {"net_arch": []}},
+        {"policy_kwargs": {"net_arch": {"discrete": [], "continuous": (8,), "value": [np.int64(8)]}}},
+        {"policy_kwargs": {"activation_fn": torch.nn.ReLU, "optimizer_kwargs": {"betas": (0.0, 0.9), "eps": 1e-5}}},
+    ],
+)
+def test_unusual_values_that_make_sense_are_accepted(algorithm, arguments):
+    make(algorithm, **arguments).learn(10)
 
 
 def test_an_unknown_policy_is_refused(algorithm):

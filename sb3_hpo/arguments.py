@@ -1,0 +1,199 @@
+"""What the arguments of HPO and HybridPPO have to be: one table for constructors, ``load`` and configs alike."""
+
+import inspect
+import math
+from collections.abc import Mapping
+from difflib import get_close_matches
+from numbers import Integral, Real
+from typing import Any, NamedTuple
+
+import numpy as np
+from stable_baselines3.common.type_aliases import Schedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
+from torch import nn
+
+from hybrid_envs.checks import check_switch
+
+PROGRESS = np.linspace(1.0, 0.0, 101)
+"""Shares of training left, at which a schedule has to be in its range."""
+
+
+class Allowed(NamedTuple):
+    """The values of one argument. Infinite values and NaN are never among them."""
+
+    kind: type
+    """``int``, ``float``, ``bool``, or ``FloatSchedule`` for a number or a schedule of numbers."""
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    """Whether ``low`` itself is excluded."""
+    optional: bool = False
+    """Whether ``None`` is allowed."""
+
+    def holds(self, number: Any) -> bool:
+        """
+        :return: whether it is a number, finite and in the range
+        """
+        if isinstance(number, bool) or not isinstance(number, Integral if self.kind is int else Real):
+            return False
+        value = float(number)
+        return math.isfinite(value) and (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def range(self) -> str:
+        """In words, to follow "a number"."""
+        if self.high < math.inf:
+            return f" in [{self.low}, {self.high}]"
+        return "" if self.low == -math.inf else f" {'>' if self.above else '>='} {self.low}"
+
+
+COUNT, SWITCH = Allowed(int, 1), Allowed(bool)
+SHARE = Allowed(float, 0, 1)
+RATE = Allowed(FloatSchedule, 0)
+ALLOWED = {
+    "n_scenarios": COUNT,
+    "n_steps": COUNT,
+    "batch_size": COUNT,
+    "n_epochs": COUNT,
+    "gamma": SHARE,
+    "gae_lambda": SHARE,
+    "learning_rate": RATE,
+    "continuous_learning_rate": RATE._replace(optional=True),
+    "value_learning_rate": RATE._replace(optional=True),
+    "ent_coef": RATE,
+    "point_noise": RATE,
+    "clip_range": RATE._replace(above=True),
+    "clip_range_vf": RATE._replace(above=True, optional=True),
+    "vf_coef": Allowed(float, 0),
+    "pathwise_weight": Allowed(float, 0),
+    "max_grad_norm": Allowed(float, 0, above=True),
+    "target_kl": Allowed(float, 0, above=True, optional=True),
+    "normalize_advantage": SWITCH,
+    "normalize_reward": SWITCH,
+    "sde_sample_freq": Allowed(int, -1),
+    "stats_window_size": COUNT,
+    "verbose": Allowed(int, 0, 2),
+    "seed": Allowed(int, 0, 2**32 - 1, optional=True),
+    # policy_kwargs
+    "log_std_init": Allowed(float),
+    "ortho_init": SWITCH,
+    "share_features_extractor": SWITCH,
+    # optimizer_kwargs
+    "eps": Allowed(float, 0),
+    "weight_decay": Allowed(float, 0),
+    "betas": SHARE,
+}
+"""Arguments by name, those of the policy and of its optimizer included."""
+
+
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """
+    :param arguments: of an algorithm, by name; what the table does not know passes
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+    for name, value in arguments.items():
+        if name in ("policy_kwargs", "optimizer_kwargs") and value is not None:
+            if not isinstance(value, Mapping):
+                raise ValueError(f"{name} must be a dict, got {value!r}")
+            check_arguments(value)
+        elif name == "net_arch" and value is not None:
+            check_net_arch(value)
+        elif name == "activation_fn" and not (isinstance(value, type) and issubclass(value, nn.Module)):
+            raise ValueError(f"activation_fn must be a class of torch.nn, such as torch.nn.Tanh, got {value!r}")
+        elif name == "cross_term" and not (isinstance(value, bool) or value == "auto"):
+            raise ValueError(f"cross_term must be True, False or 'auto', got {value!r}")
+        elif name == "betas":
+            for i, beta in enumerate(value):
+                check_number(f"betas[{i}]", beta, ALLOWED["betas"])
+        elif name in ALLOWED:
+            check_argument(name, value)
+
+
+def check_argument(name: str, value: Any) -> None:
+    """
+    :param name: one of :data:`ALLOWED`
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+    allowed = ALLOWED[name]
+    if value is None and allowed.optional:
+        return
+    if allowed.kind is FloatSchedule:
+        make_schedule(name, value)
+    elif allowed.kind is bool:
+        check_switch(name, value)
+    else:
+        check_number(name, value, allowed)
+
+
+def check_number(name: str, value: Any, allowed: Allowed) -> None:
+    """
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+    if not allowed.holds(value):
+        kind = "an integer" if allowed.kind is int else "a finite number"
+        raise ValueError(f"{name} must be {kind}{allowed.range()}{' or None' * allowed.optional}, got {value!r}")
+
+
+def check_net_arch(net_arch: Any) -> None:
+    """
+    :param net_arch: hidden layers, or a dict of those of each network
+    :raises ValueError: if some layer has no units
+    """
+    for where, layers in net_arch.items() if isinstance(net_arch, Mapping) else [("", net_arch)]:
+        if not isinstance(layers, list | tuple):
+            raise ValueError(f"net_arch{where and f'[{where!r}]'} must be a list of layer sizes, got {layers!r}")
+        for i, size in enumerate(layers):
+            check_number(f"net_arch{where and f'[{where!r}]'}[{i}]", size, COUNT)
+
+
+def make_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
+    """
+    :param name: of the argument, one of :data:`ALLOWED`
+    :param value: a constant, a schedule, or ``"lin_V"`` for a linear decay from V to 0 (RL Zoo's notation)
+    :raises ValueError: for anything else, and where it leaves the argument's range
+    """
+    given, allowed = value, ALLOWED[name]
+    unreadable = f"{name} must be a number, a schedule or 'lin_V', got {given!r}"
+    if isinstance(value, str):
+        prefix, _, number = value.partition("_")
+        try:
+            if prefix != "lin":
+                raise ValueError
+            value = LinearSchedule(float(number), 0.0, 1.0)
+        except ValueError:
+            raise ValueError(unreadable) from None
+    elif isinstance(value, bool) or not (isinstance(value, Real) or callable(value)):
+        raise ValueError(unreadable)
+    schedule = FloatSchedule(value)
+    # What decays to 0 has reached it when training ends, so that an excluded 0 may stand there.
+    for left in PROGRESS[:-1] if allowed.above else PROGRESS:
+        then = schedule(float(left))
+        if not allowed.holds(then):
+            where = "" if isinstance(given, Real) else f", which is {then} with {left:.0%} of training left"
+            raise ValueError(f"{name} must be a finite number{allowed.range()}, got {given!r}{where}")
+    return schedule
+
+
+def argument_names(algorithm: type) -> set[str]:
+    """
+    :return: the names of all arguments of an algorithm, those included that it hands on to its base
+    """
+    names: set[str] = set()
+    for cls in algorithm.__mro__:
+        parameters = inspect.signature(cls).parameters.values()
+        names.update(p.name for p in parameters if p.kind is not p.VAR_KEYWORD)
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters):
+            break
+    return names - {"_init_setup_model"}
+
+
+def check_spelling(algorithm: type, overrides: Mapping[str, Any]) -> None:
+    """
+    SB3's ``load`` writes every keyword into an attribute of that name, also a misspelt one, which then changes nothing.
+
+    :param overrides: keywords of ``load``
+    :raises ValueError: for a name that is almost that of an argument
+    """
+    known = argument_names(algorithm) | set(inspect.signature(algorithm.load).parameters)  # type: ignore[attr-defined]
+    for name in set(overrides) - known:
+        if nearest := get_close_matches(name, known, n=1, cutoff=0.8):
+            raise ValueError(f"{algorithm.__name__} has no argument {name!r}; did you mean {nearest[0]!r}?")
