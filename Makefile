@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 ARGS ?=
 
-.PHONY: demo test test-slow lint type format
+.PHONY: demo test test-slow lint type format docs
 
 demo: $(INSTALLED)  ## train, compare and plot; ARGS="--quick" for a short look
 	$(BIN)/python -m benchmarks.demo $(ARGS)
@@ -21,11 +21,14 @@ lint: $(INSTALLED)
 type: $(INSTALLED)
 	$(BIN)/mypy
 
+docs: $(INSTALLED)  ## the site, in build/site; a warning is an error
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/site
+
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tests]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[tests,docs]"
 	touch $@

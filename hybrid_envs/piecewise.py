@@ -15,6 +15,8 @@ from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.core import HybridEnv, StateT
 from hybrid_envs.spaces import HybridAction, split_hybrid_space
 
+__all__ = ["BoxAction", "BoxEnv", "BoxProblem", "PiecewiseEnv", "Threshold"]
+
 
 class Threshold(NamedTuple):
     """

@@ -12,6 +12,8 @@ from gymnasium.utils import RecordConstructorArgs
 
 from hybrid_envs.spaces import hybrid_action_space, split_hybrid_space
 
+__all__ = ["FlatActionWrapper", "PeerEnvWrapper"]
+
 
 class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.ndarray]], RecordConstructorArgs):
     """

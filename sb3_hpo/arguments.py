@@ -14,6 +14,8 @@ from torch import nn
 
 from hybrid_envs.checks import check_switch
 
+__all__ = ["ALLOWED", "Allowed", "check_arguments", "make_schedule"]
+
 PROGRESS = np.linspace(1.0, 0.0, 101)
 """Shares of training left, at which a schedule has to be in its range."""
 

@@ -19,6 +19,17 @@ from hybrid_envs.evaluation import Choices, Policy, evaluate, policy_figure, ref
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
 from sb3_hpo.hybrid_ppo import HybridPPO
 
+__all__ = [
+    "CostCallback",
+    "GradientQualityCallback",
+    "HParamCallback",
+    "PeriodicCallback",
+    "PolicyFigureCallback",
+    "hyperparameters",
+    "in_words",
+    "simulated_problem",
+]
+
 TENSORBOARD_ONLY = ("stdout", "log", "json", "csv")
 """The formats of SB3's logger that hold neither figures nor hyperparameters."""
 METRICS = ("eval/cost", "eval/optimality_gap", "eval/mean_reward", "rollout/ep_rew_mean")

@@ -26,6 +26,21 @@ from sb3_hpo.simulation import (
     simulate_relaxed,
 )
 
+__all__ = [
+    "Batch",
+    "EstimatorOptions",
+    "Quality",
+    "estimate",
+    "every_sequence",
+    "exact_cost",
+    "exact_gradient",
+    "expectation",
+    "leave_one_out",
+    "measure_quality",
+    "quality",
+    "returns",
+]
+
 NETWORKS = ("discrete", "continuous")
 """Names of the networks a gradient is taken for: ``discrete`` is φ, ``continuous`` is κ."""
 

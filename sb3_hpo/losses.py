@@ -2,6 +2,8 @@
 
 import torch
 
+__all__ = ["pathwise_loss", "score_loss"]
+
 
 def pathwise_loss(rewards: torch.Tensor, future: torch.Tensor | None = None) -> torch.Tensor:
     """

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from hybrid_envs.spaces import append_mask, box_bounds, feasible_actions, split_hybrid_space, split_mask, unpack
 from sb3_hpo.distributions import HybridDistribution, mask_logits, mask_tensor
 
+__all__ = ["Component", "DeterministicPointPolicy", "HybridActorCriticPolicy", "HybridMultiInputPolicy", "Tower"]
+
 COMPONENTS = ("discrete", "continuous", "value")
 
 

@@ -1,17 +1,79 @@
 """The code of the documentation runs as it is written, and reaches what the text says."""
 
+import importlib
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
+from urllib.parse import unquote
 
+import gymnasium as gym
 import numpy as np
+import pytest
+from sphinx.util.inventory import InventoryFile
 
-PAGE = Path(__file__).parent.parent / "docs" / "own_env.md"
+from tests.conftest import ENV_IDS
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 
-def snippets() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
+def snippets(page: str = "own_env.md") -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("page", ["getting_started.md", "index.md"])
+def test_the_first_pages_run_as_they_are_written(page: str, tmp_path: Path) -> None:
+    code = "\n".join(snippets(page))
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert code and result.returncode == 0, result.stderr
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-b", "html", str(DOCS), str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_the_site_lists_what_is_public_and_nothing_else(site: Path) -> None:
+    with open(site / "objects.inv", "rb") as file:
+        inventory = InventoryFile.load(file, "", lambda base, path: path)
+    listed: dict[str, set[str]] = defaultdict(set)
+    for kind in ("py:class", "py:function", "py:data", "py:exception"):
+        for name, item in inventory.get(kind, {}).items():
+            page, _, anchor = item.uri.partition("#")
+            if anchor == name:  # others are the same things, under the names of the modules that define them
+                listed[Path(page).stem].add(name.removeprefix(f"{Path(page).stem}."))
+    assert {"hybrid_envs", "hybrid_envs.solvers", "sb3_hpo"} <= set(listed)
+    for module, names in listed.items():
+        assert names == set(importlib.import_module(module).__all__), module
+
+
+def test_every_environment_has_its_page(site: Path) -> None:
+    for env_id in ENV_IDS:
+        page = (site / "generated" / "environments" / f"{env_id}.html").read_text(encoding="utf-8")
+        docstring = gym.spec(env_id).entry_point.__doc__  # type: ignore[union-attr]
+        assert all(f"<h2>{heading}" in page for heading in re.findall(r"(?m)^ *## (.*)$", docstring)), env_id
+
+
+def test_links_between_pages_and_within_them_lead_somewhere(site: Path) -> None:
+    pages = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
+    assert len(pages) > 30
+    ids = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in pages.items()}
+    dead = []
+    for path, text in pages.items():
+        for link in re.findall(r'(?:href|src)="([^"]+)"', text):
+            target, _, anchor = unquote(link).partition("#")
+            target = target.partition("?")[0]
+            if re.match(r"[a-z]+:", target):
+                continue
+            reached = (path.parent / target).resolve() if target else path
+            if not reached.exists() or (anchor and reached in ids and anchor not in ids[reached]):
+                dead.append((path.name, link))
+    assert not dead
 
 
 def test_an_environment_of_ones_own_takes_twenty_lines() -> None:

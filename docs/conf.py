@@ -1,0 +1,116 @@
+"""How the site is built: ``make docs``. The pages of environments and of the API are written here, from the docstrings."""
+
+import importlib
+import inspect
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+project = "hybrid-rl-suite"
+author = "the hybrid-rl-suite authors"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx-mathjax-offline"]  # mathematics without a server
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "hybrid-rl-suite"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+myst_enable_extensions = ["dollarmath", "amsmath", "deflist"]
+myst_heading_anchors = 4
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+
+GENERATED = Path(__file__).parent / "generated"
+API = {
+    "hybrid_envs": "the environments, their contract, and what is known of each",
+    "hybrid_envs.solvers": "reference policies, bounds and evaluation",
+    "hybrid_envs.piecewise": "problems that jump in a Box action, rewritten as hybrid ones",
+    "hybrid_envs.wrappers": "other views: of hybrid environments as flat ones, of older environments as hybrid ones",
+    "sb3_hpo": "the algorithms",
+    "sb3_hpo.arguments": "what their arguments have to be",
+    "sb3_hpo.callbacks": "what is logged during training",
+    "sb3_hpo.checkpoint": "checkpoints from which a killed run goes on exactly",
+    "sb3_hpo.gradients": "exact gradients, estimators, and their quality",
+    "sb3_hpo.losses": "the two equations",
+    "sb3_hpo.policies": "the networks",
+}
+"""The public modules; what their ``__all__`` lists is the public surface."""
+
+
+def write_environments() -> None:
+    """One page per registered environment, made of its docstring."""
+    hybrid_envs = importlib.import_module("hybrid_envs")
+    folder = GENERATED / "environments"
+    folder.mkdir(parents=True)
+    names = []
+    for env_id, spec in sorted(gym.registry.items()):
+        env_class = spec.entry_point
+        if not (isinstance(env_class, type) and issubclass(env_class, hybrid_envs.HybridEnv)):
+            continue
+        page = f'# {env_id}\n\n`gymnasium.make("{env_id}")`, class {{py:class}}`hybrid_envs.{env_class.__name__}`.\n\n'
+        (folder / f"{env_id}.md").write_text(page + to_markdown(inspect.getdoc(env_class) or ""), encoding="utf-8")
+        names.append(env_id)
+    toc = "\n".join(names)
+    (folder / "index.md").write_text(
+        f"# Environments\n\nEach page is the docstring of the class.\n\n```{{toctree}}\n:maxdepth: 1\n\n{toc}\n```\n",
+        encoding="utf-8",
+    )
+
+
+def to_markdown(docstring: str) -> str:
+    """
+    :param docstring: Markdown headings and paragraphs, with the fields and roles of reST
+    :return: MyST Markdown
+    """
+    text = re.sub(r"(?m)^:param (\w+): (.*(?:\n[ ]{4}.*)*)", lambda m: f"`{m[1]}`\n: {join(m[2])}\n", docstring)
+    text = re.sub(r"(?m)^:raises (\w+): (.*(?:\n[ ]{4}.*)*)", lambda m: f"raises `{m[1]}`\n: {join(m[2])}\n", text)
+    text = re.sub(r":(class|meth|func|data|mod):`(~?)\.?([^`]+)`", lambda m: f"`{m[3].split('.')[-1]}`", text)
+    return text.replace("``", "`") + "\n"
+
+
+def join(lines: str) -> str:
+    """Continued lines of a field as one line."""
+    return " ".join(line.strip() for line in lines.splitlines())
+
+
+def write_api() -> None:
+    """One page per public module, with what its ``__all__`` lists."""
+    folder = GENERATED / "api"
+    folder.mkdir(parents=True)
+    rows = []
+    for name, purpose in API.items():
+        module = importlib.import_module(name)
+        page = [f"# {name}", "", inspect.getdoc(module) or "", "", "```{eval-rst}"]
+        for public in module.__all__:
+            thing = getattr(module, public)
+            kind = "class" if isinstance(thing, type) else "function" if inspect.isroutine(thing) else "data"
+            page += [f".. auto{kind}:: {name}.{public}", ""]
+        (folder / f"{name}.md").write_text("\n".join([*page, "```", ""]), encoding="utf-8")
+        rows.append(f"- [`{name}`]({name}.md): {purpose}")
+    toc = "\n".join(API)
+    (folder / "index.md").write_text(
+        "# API\n\n" + "\n".join(rows) + f"\n\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n", encoding="utf-8"
+    )
+
+
+def shorten(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+    """An environment's docstring is Markdown and has a page of its own: its API entry keeps the arguments."""
+    if any(line.startswith("## ") for line in lines):
+        start = next((i for i, line in enumerate(lines) if line.startswith(":param")), len(lines))
+        end = next((i for i, line in enumerate(lines) if i > start and line.startswith("## ")), len(lines))
+        lines[:] = ["What it models is on its page under Environments.", "", *lines[start:end]]
+
+
+def setup(app: Sphinx) -> None:
+    shutil.rmtree(GENERATED, ignore_errors=True)
+    write_environments()
+    write_api()
+    app.connect("autodoc-process-docstring", shorten)
