@@ -21,7 +21,7 @@ PROGRESS = np.linspace(1.0, 0.0, 101)
 
 
 class Allowed(NamedTuple):
-    """The values of one argument. Infinite values and NaN are never among them."""
+    """The values of one argument. NaN is never among them."""
 
     kind: type
     """``int``, ``float``, ``bool``, or ``FloatSchedule`` for a number or a schedule of numbers."""
@@ -31,15 +31,19 @@ class Allowed(NamedTuple):
     """Whether ``low`` itself is excluded."""
     optional: bool = False
     """Whether ``None`` is allowed."""
+    infinite: bool = False
+    """Whether infinity is allowed: there is no limit then."""
 
     def holds(self, number: Any) -> bool:
         """
-        :return: whether it is a number, finite and in the range
+        :return: whether it is a number and in the range
         """
         if isinstance(number, bool) or not isinstance(number, Integral if self.kind is int else Real):
             return False
         value = float(number)
-        return math.isfinite(value) and (self.low < value if self.above else self.low <= value) and value <= self.high
+        if value == math.inf:
+            return self.infinite
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
 
     def range(self) -> str:
         """In words, to follow "a number"."""
@@ -67,7 +71,7 @@ ALLOWED = {
     "clip_range_vf": RATE._replace(above=True, optional=True),
     "vf_coef": Allowed(float, 0),
     "pathwise_weight": Allowed(float, 0),
-    "max_grad_norm": Allowed(float, 0, above=True),
+    "max_grad_norm": Allowed(float, 0, above=True, infinite=True),
     "target_kl": Allowed(float, 0, above=True, optional=True),
     "normalize_advantage": SWITCH,
     "normalize_reward": SWITCH,
@@ -131,7 +135,7 @@ def check_number(name: str, value: Any, allowed: Allowed) -> None:
     :raises ValueError: naming the argument, its value and what is allowed
     """
     if not allowed.holds(value):
-        kind = "an integer" if allowed.kind is int else "a finite number"
+        kind = "an integer" if allowed.kind is int else "a number" if allowed.infinite else "a finite number"
         raise ValueError(f"{name} must be {kind}{allowed.range()}{' or None' * allowed.optional}, got {value!r}")
 
 

@@ -142,7 +142,7 @@ NONSENSE = [  # argument, value, and what the error says is allowed
     *[("n_epochs", value, "an integer >= 1") for value in (0, -1, 2.5, NAN, True, "5", None)],
     *[("n_steps", value, "an integer >= 1") for value in (0, -8, 1.5)],
     *[("batch_size", value, "an integer >= ") for value in (0, -4, 2.5)],
-    *[("max_grad_norm", value, "> 0") for value in (-1, 0, NAN, INF, None)],
+    *[("max_grad_norm", value, "> 0") for value in (-1, 0, NAN, -INF, None)],
     *[("vf_coef", value, ">= 0") for value in (NAN, -0.5, INF, "0.5")],
     *[("target_kl", value, "> 0 or None") for value in (-1, 0, NAN, "0.01")],
     *[("ent_coef", value, ">= 0") for value in (-0.1, NAN, INF, "lin_-1", lambda left: 1 - 2 * left)],
@@ -229,6 +229,7 @@ def test_a_misspelt_argument_of_load_is_answered_with_the_nearest(algorithm, mod
     "arguments",
     [
         {"gamma": 1, "gae_lambda": 0, "ent_coef": 0, "vf_coef": 0, "target_kl": None, "clip_range_vf": None, "seed": None},
+        {"max_grad_norm": INF},
         {"gamma": np.float32(0.9), "n_epochs": np.int64(2), "learning_rate": 0.0, "normalize_advantage": np.bool_(True)},
         {"clip_range": lambda left: 0.2 * left, "ent_coef": lambda left: 0.1 * left, "learning_rate": "lin_1e-3"},
         {"policy_kwargs": {"net_arch": []}},
