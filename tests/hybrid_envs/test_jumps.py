@@ -1,6 +1,7 @@
 """The checker finds jumps that are planted at random, and takes neither kinks nor steep slopes for jumps."""
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import gymnasium as gym
@@ -104,6 +105,66 @@ def test_a_planted_jump_is_found(seed):
     else:
         with pytest.raises(HybridEnvError, match=f"{env.output} .*jumps by"):
             check_hybrid_env(env)
+
+
+# kinks, steep slopes, vertical tangents, large and small numbers: all continuous, with a kink or a slope at 0
+CONTINUOUS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "abs": torch.abs,
+    "relu": torch.relu,
+    "clamp": lambda x: x.clamp(-0.2, 0.3),
+    "tanh": lambda x: (1e3 * x).tanh(),
+    "steeper tanh": lambda x: (1e5 * x).tanh(),
+    "steep ramp": lambda x: (1e4 * x).clamp(0, 1),
+    "sigmoid": lambda x: (-1e3 * x).sigmoid(),
+    "atan": lambda x: (1e5 * x).atan(),
+    "root": lambda x: x.abs().sqrt(),
+    "fifth root": lambda x: x.abs() ** 0.2,
+    "signed root": lambda x: x.sign() * x.abs().sqrt(),
+    "rounded root": lambda x: (x.square() + 1e-12).sqrt(),
+    "entropy": lambda x: torch.special.xlogy(x.abs(), x.abs()),
+    "large quadratic": lambda x: 1e6 * x.square(),
+    "small quadratic": lambda x: 1e-6 * x.square(),
+    "large number": lambda x: 1e8 + x.square(),
+    "cubic": lambda x: 1e3 * x**3,
+    "exponential": lambda x: (4 * x).exp(),
+    "softplus": lambda x: torch.nn.functional.softplus(1e3 * x),
+    "waves": lambda x: (100 * x).sin(),
+    "triangles": lambda x: (30 * x).sin().asin(),
+    "max of lines": lambda x: (x.unsqueeze(1) * torch.linspace(-9, 9, 30) - torch.linspace(-3, 3, 30) ** 2).amax(1).to(x),
+    "min of parabolas": lambda x: (x.unsqueeze(1) - torch.linspace(-4, 4, 20, dtype=x.dtype)).square().amin(1),
+    "price list": lambda x: torch.where(x < 0, 3 * x, 2 * x),
+    "scarf": lambda x: torch.maximum(x, -1e4 * x),
+    "pulse": lambda x: 1 / (1 + (1e3 * x).square()),
+}
+
+
+class KinkedShop(ShopEnv):
+    """A continuous function of a combination of b, or of the stock, is added to the reward and to the heat."""
+
+    def __init__(self, seed: int, function: Callable[[torch.Tensor], torch.Tensor], of_b: bool):
+        super().__init__(seed)
+        self.function, self.of_b = function, of_b
+        self.direction = torch.tensor(self.draw_from.normal(size=self.action_size), dtype=self.dtype)
+        self.centre = torch.tensor(self.draw_from.normal(), dtype=self.dtype)
+
+    def value(self, state, action):
+        return self.function((action.point if self.of_b else state.stock) @ self.direction - self.centre)
+
+    def transition(self, state, action, noise):
+        following = super().transition(state, action, noise)
+        return following._replace(heat=following.heat.tanh() + self.value(state, action))
+
+    def reward(self, state, action, noise, next_state):
+        return super().reward(state, action, noise, next_state) - self.value(state, action)
+
+
+@pytest.mark.parametrize("of_b", [True, False], ids=["of b", "of the state"])
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_what_is_continuous_passes(name, of_b):
+    env = KinkedShop(list(CONTINUOUS).index(name), CONTINUOUS[name], of_b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", HybridEnvWarning)
+        check_hybrid_env(env)
 
 
 def test_a_registered_environment_does_not_warn(instance):
