@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.core import HybridEnv, StepResult
+from hybrid_envs.jumps import check_jumps
 from hybrid_envs.probing import (
     HybridEnvError,
     Probe,
@@ -70,6 +71,8 @@ def check_hybrid_env(env: gym.Env, *, seed: int = 0, rtol: float = 1e-4) -> None
     check_rows(copy.deepcopy(bare).to("cpu", torch.float64), seed)
     with torch.enable_grad():
         check_gradients(copy.deepcopy(bare).to("cpu", torch.float64), seed, rtol)
+    with torch.no_grad():
+        check_jumps(copy.deepcopy(bare).to("cpu", torch.float64), seed)
 
 
 # ---- what is checked, in this order ------------------------------------------------------------------------------------

@@ -75,6 +75,13 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
     :raises ValueError: if an argument is outside what is allowed
     """
 
+    jumps: ClassVar[tuple[str, ...]] = ()
+    """
+    What jumps on purpose within a regime, as b or the state moves: names out of ``"reward"``, ``"observation"``,
+    ``"terminated"`` and ``"next state.<field>"``. Pathwise gradients do not see these jumps;
+    :func:`~hybrid_envs.checker.check_hybrid_env` refuses those that are not declared here.
+    """
+
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}  # type: ignore[misc]
 
     def __init__(

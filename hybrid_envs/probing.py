@@ -2,18 +2,23 @@
 
 import pickle
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
 
-from hybrid_envs.core import HybridEnv
+from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.spaces import HybridAction, allowed_regimes
 
 
 class HybridEnvError(AssertionError):
     """An environment breaks the contract of a HybridEnv; the message says what is wrong, where, and how to mend it."""
+
+
+class HybridEnvWarning(UserWarning):
+    """An environment keeps the contract, but something in it is hardly meant."""
 
 
 class Probe(NamedTuple):
@@ -30,6 +35,10 @@ def _message(env: HybridEnv, where: str, what: str, mend: str) -> str:
 
 def fail(env: HybridEnv, where: str, what: str, mend: str) -> NoReturn:
     raise HybridEnvError(_message(env, where, what, mend))
+
+
+def warn(env: HybridEnv, where: str, what: str, mend: str) -> None:
+    warnings.warn(_message(env, where, what, mend), HybridEnvWarning, stacklevel=2)
 
 
 def seeded(env: HybridEnv, seed: int) -> torch.Generator:
@@ -115,10 +124,10 @@ def require_equal(env: HybridEnv, where: str, got: Any, expected: Any, mend: str
         fail(env, where, f"{got}, but step_torch() gives {expected} from the same seed", mend)
 
 
-def reach(env: HybridEnv, regime: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where to draw b from: the bounds of its regime, and its typical magnitude where there is none."""
+def reach(env: HybridEnv, regime: torch.Tensor, far: float | torch.Tensor = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where to draw b from: the bounds of its regime, and ``far`` times its typical magnitude where there is none."""
     low, high = torch.tensor(env.action_bounds, dtype=env.dtype, device=env.device)[regime].unbind(-1)
-    scale = torch.tensor(env.action_scale, dtype=env.dtype, device=env.device)
+    scale = far * torch.tensor(env.action_scale, dtype=env.dtype, device=env.device)
     return (
         torch.where(low.isfinite(), low, torch.where(high.isfinite(), high - scale, -scale)),
         torch.where(high.isfinite(), high, torch.where(low.isfinite(), low + scale, scale)),
@@ -192,7 +201,11 @@ def nudged(probe: Probe, generator: torch.Generator) -> Probe:
 
 def outputs_of(env: HybridEnv, probe: Probe) -> dict[str, torch.Tensor]:
     """What gradients are taken of, each of shape ``(batch, k)``."""
-    result = env.step_torch(*probe)
+    return float_outputs(env.step_torch(*probe))
+
+
+def float_outputs(result: StepResult) -> dict[str, torch.Tensor]:
+    """The floating-point numbers that a step leads to, each of shape ``(batch, k)``."""
     fields = {
         f"next state.{name}": f.reshape(len(f), -1) for name, f in result.state._asdict().items() if f.is_floating_point()
     }

@@ -101,6 +101,8 @@ class HybridMovingEnv(HybridEnv[MovingState]):
     v0: initial version
     """
 
+    jumps = ("observation", "reward", "terminated")
+
     slides: ClassVar[bool] = False
     """Whether an agent that turns keeps its direction of travel."""
 
