@@ -1,5 +1,6 @@
 """How the site is built: ``make docs``. The pages of environments and of the API are written here, from the docstrings."""
 
+import csv
 import importlib
 import inspect
 import re
@@ -11,13 +12,14 @@ from typing import Any
 import gymnasium as gym
 from sphinx.application import Sphinx
 
-ROOT = Path(__file__).parent.parent
+HERE = Path(__file__).parent
+ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
 project = "hybrid-rl-suite"
 author = "the hybrid-rl-suite authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx-mathjax-offline"]  # mathematics without a server
-exclude_patterns = ["_build"]
+exclude_patterns = ["environments"]  # parts of generated pages
 html_theme = "furo"
 html_title = "hybrid-rl-suite"
 html_static_path = ["_static"]
@@ -28,7 +30,7 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 
-GENERATED = Path(__file__).parent / "generated"
+GENERATED = HERE / "generated"
 API = {
     "hybrid_envs": "the environments, their contract, and what is known of each",
     "hybrid_envs.solvers": "reference policies, bounds and evaluation",
@@ -46,23 +48,52 @@ API = {
 
 
 def write_environments() -> None:
-    """One page per registered environment, made of its docstring."""
+    """One page per registered environment: its animation, its equations, its docstring and its published figures."""
     hybrid_envs = importlib.import_module("hybrid_envs")
     folder = GENERATED / "environments"
     folder.mkdir(parents=True)
-    names = []
-    for env_id, spec in sorted(gym.registry.items()):
-        env_class = spec.entry_point
-        if not (isinstance(env_class, type) and issubclass(env_class, hybrid_envs.HybridEnv)):
-            continue
-        page = f'# {env_id}\n\n`gymnasium.make("{env_id}")`, class {{py:class}}`hybrid_envs.{env_class.__name__}`.\n\n'
-        (folder / f"{env_id}.md").write_text(page + to_markdown(inspect.getdoc(env_class) or ""), encoding="utf-8")
-        names.append(env_id)
-    toc = "\n".join(names)
+    env_ids = sorted(
+        env_id
+        for env_id, spec in gym.registry.items()
+        if isinstance(spec.entry_point, type) and issubclass(spec.entry_point, hybrid_envs.HybridEnv)
+    )
+    for env_id in env_ids:
+        env_class: Any = gym.spec(env_id).entry_point
+        parts = [
+            f"# {env_id}",
+            f'`gymnasium.make("{env_id}")`, class {{py:class}}`hybrid_envs.{env_class.__name__}`',
+            f"![an episode under the reference policy](../../media/{env_id}.gif)",
+            "## In one formula",
+            (HERE / "environments" / f"{env_id}.md").read_text(encoding="utf-8"),
+            to_markdown(inspect.getdoc(env_class) or ""),
+            "## Published figures",
+            published(env_id),
+        ]
+        (folder / f"{env_id}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    toc = "\n".join(env_ids)
+    pictures = "\n".join(f"| [{env_id}]({env_id}.md) | ![{env_id}](../../media/{env_id}.gif) |" for env_id in env_ids)
     (folder / "index.md").write_text(
-        f"# Environments\n\nEach page is the docstring of the class.\n\n```{{toctree}}\n:maxdepth: 1\n\n{toc}\n```\n",
+        "# Environments\n\nEvery animation shows an episode under the reference policy.\n\n"
+        f"| id | |\n|---|---|\n{pictures}\n\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n",
         encoding="utf-8",
     )
+
+
+def published(env_id: str) -> str:
+    """
+    :return: the rows of ``benchmarks/results/suite.csv`` on one environment
+    """
+    with open(ROOT / "benchmarks" / "results" / "suite.csv", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["env"] == env_id]
+    lines = ["| arguments | reference policy | its cost | HPO | HybridPPO, same steps |", "|---|---|---|---|---|"]
+    for row in rows:
+        hpo, ppo = (
+            f"{float(row[f'{algo}_cost']):,.3f} ± {float(row[f'{algo}_half_width']):,.3f}" for algo in ("hpo", "hybrid_ppo")
+        )
+        lines.append(f"| {row['arguments']} | {row['reference_policy']} | {float(row['reference']):.3f} | {hpo} | {ppo} |")
+    lines += ["", "Cost on 2,000 held-out scenarios: mean over three seeds and its 95 % interval."]
+    lines += ["[How it was measured](../../suite.md), and [what is proven of the reference](../../references.md)."]
+    return "\n".join(lines)
 
 
 def to_markdown(docstring: str) -> str:
