@@ -17,7 +17,7 @@ ROOT = HERE.parent
 sys.path.insert(0, str(ROOT))
 
 project = "hybrid-rl-suite"
-author = "the hybrid-rl-suite authors"
+author = copyright = "the hybrid-rl-suite authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx-mathjax-offline"]  # mathematics without a server
 exclude_patterns = ["environments"]  # parts of generated pages
 html_theme = "furo"
