@@ -220,7 +220,7 @@ def test_the_rewritten_problem_keeps_the_contract_of_a_hybrid_environment(weight
 
 def test_a_threshold_that_was_forgotten_is_found_by_the_checker():
     problem = JumpProblem(HALF_OPEN, n=2)  # jumps in both coordinates
-    with pytest.raises(HybridEnvError, match=r"PiecewiseEnv, next state\.x .*: jumps by .*, inside regime \d, where b\[1\] = "):
+    with pytest.raises(HybridEnvError, match=r"next state\.x .*: jumps by .*, inside regime \d, where b\[1\] = "):
         check_hybrid_env(PiecewiseEnv(problem, [HALF_OPEN, [0.5]]))
 
 
