@@ -75,6 +75,7 @@ ALLOWED = {
     "target_kl": Allowed(float, 0, above=True, optional=True),
     "normalize_advantage": SWITCH,
     "normalize_reward": SWITCH,
+    "use_sde": SWITCH,
     "sde_sample_freq": Allowed(int, -1),
     "stats_window_size": COUNT,
     "verbose": Allowed(int, 0, 2),
@@ -105,7 +106,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             check_net_arch(value)
         elif name == "activation_fn" and not (isinstance(value, type) and issubclass(value, nn.Module)):
             raise ValueError(f"activation_fn must be a class of torch.nn, such as torch.nn.Tanh, got {value!r}")
-        elif name == "cross_term" and not (isinstance(value, bool) or value == "auto"):
+        elif name == "cross_term" and not (isinstance(value, bool) or (isinstance(value, str) and value == "auto")):
             raise ValueError(f"cross_term must be True, False or 'auto', got {value!r}")
         elif name == "betas":
             for i, beta in enumerate(value):

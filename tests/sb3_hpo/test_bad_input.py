@@ -150,6 +150,7 @@ NONSENSE = [  # argument, value, and what the error says is allowed
     *[("learning_rate", value, "a number, a schedule or 'lin_V'") for value in (None, True, [1e-3])],
     *[("stats_window_size", value, "an integer >= 1") for value in (0, 1.5)],
     *[("normalize_advantage", value, "True or False") for value in ("no", NAN, 1)],
+    *[("use_sde", value, "True or False") for value in ("no", NAN, 0)],
     *[("verbose", value, r"in \[0, 2\]") for value in (3, -1, 0.5)],
     *[("seed", value, r"in \[0, 4294967295\] or None") for value in (-1, 2**32, 0.5, NAN)],
 ]
