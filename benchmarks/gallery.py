@@ -6,6 +6,7 @@ An animation of every environment under its reference policy, for the site.
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +16,10 @@ import hybrid_envs
 
 FRAMES = 24
 """Of an episode, evenly spread; the last one stays longer."""
-SMALL = {"HybridInventory-v0": {"n_items": 3, "horizon": 60}, "HybridDualSourcing-v0": {"horizon": 60}}
+SMALL: dict[str, dict[str, Any]] = {
+    "HybridInventory-v0": {"n_items": 3, "horizon": 60},
+    "HybridDualSourcing-v0": {"horizon": 60},
+}
 """Arguments that make an episode easier to read; the defaults elsewhere."""
 
 
@@ -28,7 +32,8 @@ def animate(env_id: str, path: Path) -> None:
     policy = hybrid_envs.reference_policy(env)
     observation, _ = env.reset(seed=0)
     shown = set(np.linspace(0, env.get_wrapper_attr("horizon"), FRAMES).astype(int).tolist())
-    frames, state, ended, period = [env.render()], None, False, 0
+    frames: list[Any] = [env.render()]
+    state, ended, period = None, False, 0
     while not ended:
         action, state = policy.predict(observation, state=state)
         observation, _, terminated, truncated, _ = env.step(action)

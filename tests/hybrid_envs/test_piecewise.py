@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybrid_envs import BoxEnv, BoxProblem, HybridAction, PiecewiseEnv, Threshold, check_hybrid_env
+from hybrid_envs.probing import HybridEnvError
 from hybrid_envs.spaces import feasible_actions
 from hybrid_envs.vector import HybridVectorEnv
 from sb3_hpo.policies import Tower
@@ -214,7 +215,13 @@ def test_a_cell_of_zero_alone_gives_exactly_zero():
 def test_the_rewritten_problem_keeps_the_contract_of_a_hybrid_environment(weights):
     low = 0.0 if weights else -1.0
     problem = JumpProblem(HALF_OPEN, low=low, n=2, weights=weights)
-    check_hybrid_env(PiecewiseEnv(problem, HALF_OPEN if weights else [HALF_OPEN, [0.5]]))
+    check_hybrid_env(PiecewiseEnv(problem, HALF_OPEN if weights else [HALF_OPEN, HALF_OPEN]))
+
+
+def test_a_threshold_that_was_forgotten_is_found_by_the_checker():
+    problem = JumpProblem(HALF_OPEN, n=2)  # jumps in both coordinates
+    with pytest.raises(HybridEnvError, match=r"next state\.x .*: jumps by .*, inside regime \d, where b\[1\] = "):
+        check_hybrid_env(PiecewiseEnv(problem, [HALF_OPEN, [0.5]]))
 
 
 @pytest.mark.filterwarnings("ignore:.*infinity.*", "ignore:.*symmetric and normalized.*")
