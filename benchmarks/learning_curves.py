@@ -77,12 +77,13 @@ def write(rows: list[Row], file: Path) -> None:
 
 def draw(rows: list[Row], path: Path) -> None:
     steps, costs = ([float(row[name]) for row in rows] for name in ("steps", "cost"))
-    reference, signed = float(rows[0]["reference"]), min(costs) <= 0
+    reference = float(rows[0]["reference"])
     figure = Figure(figsize=(6, 3.2), dpi=100, layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, costs, marker="o", markersize=3, label=f"HPO: {costs[-1]:.2f}")
     axes.axhline(reference, color="gray", linestyle="--", label=f"reference policy: {reference:.2f}")
-    axes.set(xlabel="environment steps", ylabel="cost", yscale="linear" if signed or reference <= 0 else "log")
+    low, high = min(*costs, reference), max(*costs[2:], reference)  # the first policies may cost a hundred times as much
+    axes.set(xlabel="environment steps", ylabel="cost", ylim=(low - 0.1 * (high - low), high + 0.1 * (high - low)))
     axes.set_title(f"{rows[0]['env']}, {rows[0]['arguments']}")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3, which="both")
