@@ -5,14 +5,17 @@ ARGS ?=
 
 .PHONY: demo test test-slow lint type format docs
 
+# one thread, unless the caller says otherwise
+test test-slow docs: export OMP_NUM_THREADS ?= 1
+
 demo: $(INSTALLED)  ## train, compare and plot; ARGS="--quick" for a short look
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
 test: $(INSTALLED)  ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: $(INSTALLED)  ## the tests that train to published figures
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -22,7 +25,7 @@ type: $(INSTALLED)
 	$(BIN)/mypy
 
 docs: $(INSTALLED)  ## the site, in build/site; a warning is an error
-	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/site
+	$(BIN)/python -m sphinx -q -E -W --keep-going -b html docs build/site
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

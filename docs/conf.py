@@ -6,11 +6,16 @@ import inspect
 import re
 import shutil
 import sys
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+from docutils.nodes import Element
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util.nodes import make_refnode
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -20,6 +25,13 @@ project = "hybrid-rl-suite"
 author = copyright = "the hybrid-rl-suite authors"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx-mathjax-offline"]  # mathematics without a server
 exclude_patterns = ["environments"]  # parts of generated pages
+nitpicky = True
+nitpick_ignore = [  # bare names in docstrings inherited from Gymnasium and torch, and a name imported for type checking alone
+    ("py:meth", "step"),
+    *(("py:attr", name) for name in ("metadata", "np_random_seed", "observation_space", "render_mode")),
+    *(("py:class", name) for name in ("Figure", "Module")),
+    ("py:exc", "HybridEnvError"),  # of check_hybrid_env: an AssertionError
+]
 html_theme = "furo"
 html_title = "hybrid-rl-suite"
 html_static_path = ["_static"]
@@ -43,6 +55,7 @@ API = {
     "sb3_hpo.gradients": "exact gradients, estimators, and their quality",
     "sb3_hpo.losses": "the two equations",
     "sb3_hpo.policies": "the networks",
+    "sb3_hpo.zoo": "the RL Zoo's commands",
 }
 """The public modules; what their ``__all__`` lists is the public surface."""
 
@@ -68,13 +81,19 @@ def write_environments() -> None:
             to_markdown(inspect.getdoc(env_class) or ""),
             "## Published figures",
             published(env_id),
+            "## Learning curve",
+            f"![cost of HPO's policy by environment steps](../../../benchmarks/results/learning_curve_{env_id}.png)",
+            "Seed 0 on a quarter of the zoo config's steps: a look, not a result. The untrained policy may cost more than the "
+            "picture shows. The command is `python -m benchmarks.learning_curves`.",
         ]
         (folder / f"{env_id}.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     toc = "\n".join(env_ids)
-    pictures = "\n".join(f"| [{env_id}]({env_id}.md) | ![{env_id}](../../media/{env_id}.gif) |" for env_id in env_ids)
+    cards = "\n\n".join(
+        f"```{{figure}} ../../media/{env_id}.gif\n:alt: an episode\n\n[{env_id}]({env_id}.md)\n```" for env_id in env_ids
+    )
     (folder / "index.md").write_text(
         "# Environments\n\nEvery animation shows an episode under the reference policy.\n\n"
-        f"| id | |\n|---|---|\n{pictures}\n\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n",
+        f"`````{{container}} gallery\n{cards}\n`````\n\n```{{toctree}}\n:hidden:\n\n{toc}\n```\n",
         encoding="utf-8",
     )
 
@@ -90,7 +109,8 @@ def published(env_id: str) -> str:
         hpo, ppo = (
             f"{float(row[f'{algo}_cost']):,.3f} ± {float(row[f'{algo}_half_width']):,.3f}" for algo in ("hpo", "hybrid_ppo")
         )
-        lines.append(f"| {row['arguments']} | {row['reference_policy']} | {float(row['reference']):.3f} | {hpo} | {ppo} |")
+        policy = f"{{py:class}}`~hybrid_envs.solvers.{row['reference_policy']}`"
+        lines.append(f"| {row['arguments']} | {policy} | {float(row['reference']):.3f} | {hpo} | {ppo} |")
     lines += ["", "Cost on 2,000 held-out scenarios: mean over three seeds and its 95 % interval."]
     lines += ["[How it was measured](../../suite.md), and [what is proven of the reference](../../references.md)."]
     return "\n".join(lines)
@@ -140,8 +160,30 @@ def shorten(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: 
         lines[:] = ["What it models is on its page under Environments.", "", *lines[start:end]]
 
 
+def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: Element) -> Element | None:
+    """
+    A docstring or signature names a thing by the module that defines it; the thing stands on the page of the package that
+    exports it. What exists and has no page, such as ``numpy.ndarray``, is text. What does not exist remains a warning.
+    """
+    if node.get("refdomain") != "py":
+        return None
+    parts = node["reftarget"].split(".")
+    depth = max((n for n in range(len(parts)) if ".".join(parts[:n]) in sys.modules), default=0)
+    objects = env.domains.python_domain.objects
+    places = {(it.docname, it.node_id) for name, it in objects.items() if f".{name}".endswith("." + ".".join(parts[depth:]))}
+    if len(places) == 1:
+        docname, anchor = places.pop()
+        return make_refnode(app.builder, node["refdoc"], docname, anchor, text)
+    try:
+        attrgetter(".".join(parts[depth:]))(sys.modules[".".join(parts[:depth])])
+    except (KeyError, AttributeError):
+        return None
+    return text
+
+
 def setup(app: Sphinx) -> None:
     shutil.rmtree(GENERATED, ignore_errors=True)
     write_environments()
     write_api()
     app.connect("autodoc-process-docstring", shorten)
+    app.connect("missing-reference", resolve)

@@ -244,7 +244,7 @@ def estimate(
     """
     Estimate ∇J on a batch of scenarios.
 
-    :param name: one of :data:`ESTIMATORS`
+    :param name: one of ``ESTIMATORS``
     :param initial_state: s_0, leading dimension ``batch``
     :param noise: scenarios, shape ``(T, batch, ...)``
     :param regimes: regime sequences, shape ``(T, batch)``; sampled from π_φ unless given
@@ -341,7 +341,7 @@ def measure_quality(
     Quality of batch gradients on fresh scenarios. Costs ``n_batches`` rollouts and backward passes per estimator, and one more
     set for the reference if it is not among them.
 
-    :param estimators: names out of :data:`ESTIMATORS`
+    :param estimators: names out of ``ESTIMATORS``
     :param n_batches: independent batches
     :param n_scenarios: scenarios per batch
     :param options: see :class:`EstimatorOptions`; cost-to-go with the baseline :func:`leave_one_out` unless given

@@ -188,7 +188,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         self.optimizer = self.optimizer_class(self._parameter_groups(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
-        """One optimizer group per network, named as in :data:`COMPONENTS`."""
+        """One optimizer group per network, named as in ``COMPONENTS``."""
         groups = [{"name": name, "params": list(self.components[name].parameters())} for name in COMPONENTS]
         if self.stochastic_point:
             groups[1]["params"].append(self.log_std)  # type: ignore[attr-defined]
@@ -205,7 +205,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
     def component(self, name: str) -> Component:
         """
-        :param name: one of :data:`COMPONENTS`
+        :param name: one of ``COMPONENTS``
         """
         return cast(Component, self.components[name])
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks import learning_curves
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -102,3 +104,17 @@ def test_the_reference_figures_are_printed():
 def test_every_config_is_a_mapping_with_a_default_and_an_entry_for_every_id(algo):
     config = yaml.safe_load((ROOT / "zoo_configs" / f"{algo}.yml").read_text())
     assert {"default", "HybridInventory-v0", "HybridSwitchedLQR-v0"} <= set(config)
+
+
+def test_learning_curves_replace_their_own_environment_alone(tmp_path, monkeypatch):
+    kept = {"env": "HybridMoving-v0", "arguments": "n_agents=1", "steps": "0", "cost": "1.0", "reference": "0.0"}
+    learning_curves.write([kept], tmp_path / "learning_curves.csv")
+    monkeypatch.setattr(learning_curves, "SHARE", 0.01)
+    monkeypatch.setattr(sys, "argv", ["learning_curves", "--envs", "HybridSwitchedLQR-v0", "--out", str(tmp_path)])
+    learning_curves.main()
+    first, *rows = learning_curves.read(tmp_path / "learning_curves.csv")
+    assert first == kept
+    assert {row["env"] for row in rows} == {"HybridSwitchedLQR-v0"}
+    assert [int(row["steps"]) for row in rows] == list(range(0, 5 * 128 * 20 + 1, 128 * 20))
+    assert float(rows[-1]["cost"]) < float(rows[0]["cost"])
+    assert (tmp_path / "learning_curve_HybridSwitchedLQR-v0.png").read_bytes().startswith(b"\x89PNG")

@@ -171,7 +171,7 @@ class DualSourcingTable:
 class DualSourcingOptimum(ReferencePolicy):
     """
     The optimum of one item in the long run, over all policies and all orders, fractional ones included; see
-    :class:`DualSourcingProblem`. ``cost`` is exact under uniform demand, and under Poisson demand whose tail of probability
+    ``DualSourcingProblem``. ``cost`` is exact under uniform demand, and under Poisson demand whose tail of probability
     1e-12 is cut off.
 
     :param env: the problem

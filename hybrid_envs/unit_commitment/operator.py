@@ -87,7 +87,7 @@ class MeritOrderOperator(ReferencePolicy):
     @classmethod
     def best(cls, env: HybridUnitCommitmentEnv, seed: int = 0) -> "MeritOrderOperator":
         """
-        The best parameters found by varying one at a time over :data:`GRIDS` until none improves, on common scenarios;
+        The best parameters found by varying one at a time over ``GRIDS`` until none improves, on common scenarios;
         ``cost`` is estimated on other scenarios.
 
         :param seed: of the scenarios
