@@ -1,7 +1,9 @@
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -54,8 +56,8 @@ def _label(instance: tuple[str, dict[str, Any]]) -> str:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_torch_thread() -> None:
-    torch.set_num_threads(1)
+def _as_many_torch_threads_as_asked_for() -> None:
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +66,13 @@ def _registry_left_as_found() -> Iterator[None]:
     yield
     gym.registry.clear()
     gym.registry.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _matplotlib_left_as_found() -> Iterator[None]:
+    """rl_zoo3's plots set another style for the whole process as soon as they are imported."""
+    with matplotlib.rc_context():
+        yield
 
 
 @pytest.fixture(params=ENV_IDS)
