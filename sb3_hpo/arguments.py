@@ -84,12 +84,20 @@ ALLOWED = {
     "log_std_init": Allowed(float),
     "ortho_init": SWITCH,
     "share_features_extractor": SWITCH,
+    "autoregressive": SWITCH,
     # optimizer_kwargs
     "eps": Allowed(float, 0),
     "weight_decay": Allowed(float, 0),
     "betas": SHARE,
 }
 """Arguments by name, those of the policy and of its optimizer included."""
+
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "cross_term": (True, False, "auto"),
+    "ratio": ("joint", "component", None),
+    "credit": ("joint", "counterfactual", None),
+}
+"""Arguments that are one of a few values."""
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -106,8 +114,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             check_net_arch(value)
         elif name == "activation_fn" and not (isinstance(value, type) and issubclass(value, nn.Module)):
             raise ValueError(f"activation_fn must be a class of torch.nn, such as torch.nn.Tanh, got {value!r}")
-        elif name == "cross_term" and not (isinstance(value, bool) or (isinstance(value, str) and value == "auto")):
-            raise ValueError(f"cross_term must be True, False or 'auto', got {value!r}")
+        elif name in CHOICES and not any(type(value) is type(choice) and value == choice for choice in CHOICES[name]):
+            *first, last = map(repr, CHOICES[name])
+            raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
         elif name == "betas":
             for i, beta in enumerate(value):
                 check_number(f"betas[{i}]", beta, ALLOWED["betas"])
