@@ -68,7 +68,7 @@ class HPO(HybridPPO):
         simulated; a number, a schedule, or ``"lin_V"``. Gradients pass through the sum, so that the estimator remains
         unbiased, for the noisy policy. For problems whose costs jump in the state, which no derivative sees
     :param credit: with several factors, whether each is judged by the advantage of the whole regime (``"joint"``), or against
-        its own counterfactual baseline (``"counterfactual"``), for which every alternative of every factor is simulated for
+        its own counterfactual baseline (``"counterfactual"``), for which the alternatives of every factor are simulated for
         one period. Unless given, ``"counterfactual"`` where factors are independent
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
     :param learning_rate: of the discrete network; a number, a schedule, or ``"lin_V"`` for a linear decay from V to 0
@@ -273,7 +273,7 @@ class HPO(HybridPPO):
             log_prob = regimes.log_prob(x)
             if self.counterfactual:
                 here = view.simulator.present()
-                decisions.append(Decision(*here, x, candidates.detach(), regimes.given(x).probs.detach(), mask))
+                decisions.append(Decision(*here, x, candidates.detach(), regimes.given(x).probs.detach()))
             new_obs, rewards, dones, infos = env.step(HybridAction(x, b))  # type: ignore[arg-type]
             view.simulator.discount_gradient(self.gamma)
             live_rewards.append(view.reward())

@@ -80,16 +80,15 @@ def counterfactual(env, policy, noise, value):
         baselines = []
         for t in range(len(rollout.rewards)):
             state = type(rollout.states)(*(field[t].detach() for field in rollout.states))
-            mask = env.regime_mask(state)
             decision = Decision(
                 state,
                 noise[t].repeat_interleave(len(state.period) // noise.shape[1], dim=0),
                 rollout.regimes[t],
                 policy.candidates(rollout.observations[t]).detach(),
                 rollout.log_pi[t].detach().exp(),
-                mask,
             )
-            baselines.append(counterfactual_baseline(env, decision, lambda result: result.reward + value(result.observation)))
+            worth = counterfactual_baseline(env, decision, lambda r: r.reward + value(r.observation), rare=0.0)
+            baselines.append(worth)
         return torch.stack(baselines)
 
     return baseline
@@ -107,6 +106,23 @@ def test_counterfactual_baselines_leave_the_gradient_unbiased_whatever_the_value
     found = expectation("mixed", env, policy, state, noise, options=options)
     for network in exact:
         assert relative_error(found[network], exact[network]) < 1e-9
+
+
+def test_rare_alternatives_left_to_chance_give_the_same_baseline_on_average():
+    env, generator, n = BreweryEnv(3).to(dtype=DTYPE), torch.Generator().manual_seed(2), 4000
+    policy = double_policy(env, seed=3)
+    state, noise = env.initial(1, generator), env.sample_noise(1, generator)[0]
+    obs, mask = env.observation(state), env.regime_mask(state)
+    regimes = policy.regimes(obs, mask)
+    x = regimes.sample(generator)
+    parts = (noise, x, policy.candidates(obs).detach(), regimes.given(x).probs.detach())
+    state = type(state)(*(field.expand(n, *field.shape[1:]) for field in state))
+    decision = Decision(state, *(part.expand(n, *part.shape[1:]) for part in parts))
+    torch.manual_seed(0)
+    exact, drawn = (counterfactual_baseline(env, decision, lambda r: r.reward, rare) for rare in (0.0, 0.9))
+    assert torch.allclose(exact, exact[:1].expand_as(exact))
+    spread = drawn.std(0) / n**0.5
+    assert (spread > 0).all() and ((drawn.mean(0) - exact[0]).abs() < 5 * spread).all()
 
 
 @pytest.mark.parametrize("name", ["masked", "independent"])
