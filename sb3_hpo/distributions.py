@@ -115,4 +115,4 @@ def choose(candidates: torch.Tensor, regime: torch.Tensor) -> torch.Tensor:
     :param regime: shape ``(batch,)``
     :return: the rows of the given regimes, shape ``(batch, n)``
     """
-    return candidates[torch.arange(len(regime), device=regime.device), regime]
+    return candidates[torch.arange(regime.shape[0], device=regime.device), regime]
