@@ -45,8 +45,7 @@ class Agreement(NamedTuple):
     """Share of them on which both chose the same regime."""
     largest_point_difference: float
     """
-    Over those observations and all coordinates, where numbers above 1 count by their size: the distance divided by the larger of
-    1 and the point's absolute value.
+    Over those observations and all coordinates: the distance, divided by the point's absolute value where that is above 1.
     """
 
 
@@ -54,8 +53,8 @@ def export_onnx(
     model: HybridPPO, path: str | Path, *, sampled: bool = False, facts: Mapping[str, object] | None = None
 ) -> Agreement:
     """
-    Write the policy as an ONNX graph, for onnxruntime in any language, with a schema (``.json``) and a model card (``.md``) of the
-    same name beside it. Needs the extra ``export``.
+    Write the policy as an ONNX graph, for onnxruntime in any language, with a schema (``.json``) and a model card (``.md``) of
+    the same name beside it. Needs the extra ``export``.
 
     :param model: HPO or HybridPPO, with its environment
     :param path: of the file, ``policy.onnx``
@@ -140,7 +139,7 @@ def load_torch(source: str | Path | bytes) -> Decide:
     :return: a function that asks it
     """
     with _quiet():
-        program = torch.export.load(io.BytesIO(source) if isinstance(source, bytes) else source)
+        program = torch.export.load(io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes()))
     names = list(inspect.signature(DecisionModule.forward).parameters)[1:]
     module = program.module()
 
@@ -152,9 +151,7 @@ def load_torch(source: str | Path | bytes) -> Decide:
     return decide
 
 
-def agreement(
-    model: HybridPPO, decide: Decide, observations: np.ndarray, action_masks: np.ndarray | None = None
-) -> Agreement:
+def agreement(model: HybridPPO, decide: Decide, observations: np.ndarray, action_masks: np.ndarray | None = None) -> Agreement:
     """
     Compare a graph that draws nothing with ``model.predict(..., deterministic=True)``.
 
@@ -258,9 +255,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def _schema(
-    model: HybridPPO, module: DecisionModule, name: str, content: bytes, found: Agreement
-) -> dict[str, Any]:
+def _schema(model: HybridPPO, module: DecisionModule, name: str, content: bytes, found: Agreement) -> dict[str, Any]:
     """All that a program needs to know in order to ask the graph, as plain data."""
     spec = _attribute(model, "spec")
     observation_space, action_space = module.policy.observation_space, module.policy.action_space
@@ -290,7 +285,8 @@ def _schema(
 
     def entries(tensors: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
         return [
-            {"name": key, "dtype": str(value.dtype).removeprefix("torch."), "shape": ["batch", *value.shape[1:]]} | details[key]
+            {"name": key, "dtype": str(value.dtype).removeprefix("torch."), "shape": ["batch", *value.shape[1:]]}
+            | details[key]
             for key, value in tensors.items()
         ]
 
@@ -344,21 +340,24 @@ def _card(schema: dict[str, Any], facts: Mapping[str, object]) -> str:
         "versions": ", ".join(f"{library} {number}" for library, number in schema["versions"].items()),
         **facts,
     }
-    lines = [f"# A policy for {name}", "", "| | |", "|---|---|", *(f"| {key} | {value} |" for key, value in rows.items())]
+
+    def row(*cells: object) -> str:
+        return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+    lines = [f"# A policy for {name}", "", "| | |", "|---|---|", *(row(*pair) for pair in rows.items())]
     for title in ("inputs", "outputs"):
         lines += ["", f"## {title.capitalize()}", "", "| name | dtype | shape | meaning |", "|---|---|---|---|"]
-        lines += [
-            f"| {entry['name']} | {entry['dtype']} | {', '.join(map(str, entry['shape']))} | {entry['meaning'] or 'not stated'} |"
-            for entry in schema[title]
-        ]
+        for entry in schema[title]:
+            shape = ", ".join(map(str, entry["shape"]))
+            lines.append(row(entry["name"], entry["dtype"], shape, entry["meaning"] or "not stated"))
     lines += [
         "",
         f"Bounds and scales are in the schema, {Path(schema['graph']).with_suffix('.json')}.",
         "",
         "## Checked",
         "",
-        f"On {found.observations:,} random observations the regimes are those of the trained model in {found.regimes_equal:.1%} of",
-        f"cases, and the points differ by {found.largest_point_difference:.1e} at most.",
+        f"On {found.observations:,} random observations the regimes are those of the trained model in",
+        f"{found.regimes_equal:.1%} of cases, and the points differ by {found.largest_point_difference:.1e} at most.",
         "",
         "## Limits",
         "",
