@@ -81,17 +81,18 @@ def visited(model: HybridPPO, count: int) -> tuple[np.ndarray, np.ndarray | None
     venv = HybridVecEnv(base.simulator.env, N_ENVS)
     normalizer = model.get_vec_normalize_env()
     venv.seed(1)
-    seen = venv.reset()
-    observations, masks = [], []
+    seen: Any = venv.reset()
+    observations: list[np.ndarray] = []
+    masks: list[np.ndarray | None] = []
     while len(observations) * N_ENVS < count:
         observations.append(seen)
         mask = np.stack(venv.env_method("action_masks")) if venv.has_attr("action_masks") else None
         masks.append(mask)
-        scaled = seen if normalizer is None else normalizer.normalize_obs(seen)  # type: ignore[arg-type]
-        actions, _ = model.predict(scaled, action_masks=mask)  # type: ignore[arg-type]
+        scaled = seen if normalizer is None else normalizer.normalize_obs(seen)
+        actions, _ = model.predict(scaled, action_masks=mask)
         seen, _, _, _ = venv.step(actions)
-    kept = np.concatenate(observations)[:count]  # type: ignore[arg-type]
-    return kept, None if masks[0] is None else np.concatenate(masks)[:count]
+    given = [mask for mask in masks if mask is not None]
+    return np.concatenate(observations)[:count], np.concatenate(given)[:count] if given else None
 
 
 def latency(

@@ -186,7 +186,7 @@ def _check(model: HybridPPO, module: DecisionModule, decide: Decide) -> Agreemen
     if module.clip_obs is not None:
         mean, std = module.mean.numpy(), module.std.numpy()
     else:
-        mean, std = 0.0, np.asarray(_attribute(model, "observation_scale", 1.0))
+        mean, std = np.zeros(()), np.asarray(_attribute(model, "observation_scale", 1.0))
     for name, value in inputs.items():
         normals = rng.normal(size=value.shape)
         if name == "observation":

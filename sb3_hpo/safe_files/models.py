@@ -226,7 +226,7 @@ def _describe_normalizer(normalizer: VecNormalize | None, tensors: dict[str, np.
     if normalizer is None:
         return None
     for name, rms in _statistics(normalizer).items():
-        tensors |= {f"{name}.mean": rms.mean, f"{name}.var": rms.var, f"{name}.count": np.float64(rms.count)}
+        tensors |= {f"{name}.mean": rms.mean, f"{name}.var": rms.var, f"{name}.count": np.asarray(rms.count)}
     settings = {name: plain.scalar(name, getattr(normalizer, name)) for name in NORMALIZER}
     keys = normalizer.norm_obs_keys if normalizer.norm_obs else None
     return settings | {"norm_obs_keys": keys}
@@ -272,7 +272,7 @@ def _checked(reader: Reader) -> Content:
     check_arguments({"policy_kwargs": policy_kwargs})
     bounds = box_bounds(action_space).shape
     size = observation_space.shape if isinstance(observation_space, spaces.Box) else None
-    policy_kwargs |= plain.read_arrays(reader, size, bounds)  # type: ignore[arg-type]
+    policy_kwargs |= plain.read_arrays(reader, size, bounds)
     with torch.device("meta"):  # its shapes, and no memory for them
         skeleton = policy_class(observation_space, action_space, FloatSchedule(0.0), **policy_kwargs | {"ortho_init": False})
 

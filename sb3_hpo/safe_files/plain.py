@@ -125,7 +125,7 @@ def policy_arguments(given: dict[str, Any], tensors: dict[str, np.ndarray]) -> d
         elif name in CLASSES:
             if CLASSES[name].get(getattr(value, "__name__", "")) is not value:
                 raise ValueError(f"{where}: {value!r} is none of {', '.join(CLASSES[name])}")
-            plain[name] = value.__name__
+            plain[name] = getattr(value, "__name__", "")
         elif name == "net_arch" and isinstance(value, dict):
             plain[name] = {key: [int(size) for size in layers] for key, layers in value.items()}
         elif name == "net_arch" and value is not None:
@@ -190,7 +190,11 @@ def read_arrays(
     :return: those of :data:`ARRAYS` that the file has
     :raises ValueError: naming the tensor that is of another shape, or beyond what it means
     """
-    shapes = {"action_bounds": [bounds], "action_scale": [bounds[1:2]], "observation_scale": [(), observation_size or ()]}
+    shapes: dict[str, list[tuple[int, ...]]] = {
+        "action_bounds": [bounds],
+        "action_scale": [bounds[1:2]],
+        "observation_scale": [(), observation_size or ()],
+    }
     arrays: dict[str, np.ndarray] = {}
     for name in ARRAYS:
         where = f"policy_kwargs.{name}"

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -21,11 +21,11 @@ from gymnasium.envs.registration import load_env_creator
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
-from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path
+from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback
 from stable_baselines3.common.save_util import load_from_zip_file
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, unwrap_vec_normalize
 
 from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
@@ -34,6 +34,7 @@ from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback
 from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.hpo import HPO
 from sb3_hpo.hybrid_ppo import HybridPPO
+from sb3_hpo.safe_files import load_normalizer, load_safe, save_safe
 from sb3_hpo.vec_env import simulated
 from sb3_hpo.zoo.search import convert_params, open_database, sample_hpo_params, sample_hybrid_ppo_params
 
@@ -50,6 +51,8 @@ FLAG_KEYS = {"env": "--env", "seed": "--seed", "device": "--device", "verbose": 
 WATCHING: tuple[type[BaseCallback], ...] = (CostCallback, PolicyFigureCallback, HParamCallback)
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its exact checkpoints, and what else is needed to go on from them."""
+PLAIN_FILE = ".safetensors"
+"""The suffix of a model of plain data, beside SB3's ``.zip`` of the same name."""
 SCHEDULES = (
     "learning_rate",
     "clip_range",
@@ -151,11 +154,60 @@ def check_model(path: str, algo: str, env: VecEnv) -> None:
     policies = tuple(set(ALGOS[algo].policy_aliases.values()))
     if not issubclass(data["policy_class"], policies):
         raise ValueError(f"{path} is no model of {algo}: its policy is a {data['policy_class'].__name__}")
+    check_spaces(path, data, env)
+
+
+def check_spaces(path: str, saved: Mapping[str, Any], env: VecEnv) -> None:
+    """
+    :param path: of a saved model
+    :param saved: its spaces by name
+    :param env: that it should act in
+    :raises ValueError: naming the file, if the environment has others
+    """
     for name in ("observation_space", "action_space"):
-        if data[name] != getattr(env, name):
+        if saved[name] != getattr(env, name):
             raise ValueError(
-                f"{path} was trained on another environment: its {name} is {data[name]}, this one's {getattr(env, name)}"
+                f"{path} was trained on another environment: its {name} is {saved[name]}, this one's {getattr(env, name)}"
             )
+
+
+def save_beside(model: BaseAlgorithm, zip_path: str | Path) -> None:
+    """
+    Save a model of ours as plain data too, if it can be; a line says why not.
+
+    :param zip_path: of SB3's file
+    """
+    if isinstance(model, HybridPPO):
+        try:
+            save_safe(model, Path(zip_path).with_suffix(PLAIN_FILE))
+        except ValueError as error:
+            print(f"No plain-data file beside {zip_path}: {error}")
+
+
+class SaveBeside(BaseCallback):
+    """
+    Saves the model as plain data whenever it is called.
+
+    :param zip_path: of SB3's file
+    """
+
+    def __init__(self, zip_path: str | Path):
+        super().__init__()
+        self.zip_path = zip_path
+
+    def _on_step(self) -> bool:
+        save_beside(self.model, self.zip_path)
+        return True
+
+
+class SafeCheckpointCallback(CheckpointCallback):
+    """SB3's, which saves the model as plain data too."""
+
+    def _on_step(self) -> bool:
+        proceed = super()._on_step()
+        if self.n_calls % self.save_freq == 0:
+            save_beside(self.model, self._checkpoint_path(extension="zip"))
+        return proceed
 
 
 class ZooManager(ExperimentManager):
@@ -243,6 +295,14 @@ class ZooManager(ExperimentManager):
             present = {type(callback) for callback in self.callbacks}
             self.callbacks += [make() for make in WATCHING if make not in present]
         super().create_callbacks()
+        for i, callback in enumerate(self.callbacks if self.algo in OWN else ()):
+            if type(callback) is CheckpointCallback:
+                self.callbacks[i] = SafeCheckpointCallback(
+                    callback.save_freq, callback.save_path, callback.name_prefix, verbose=callback.verbose
+                )
+            elif isinstance(callback, EvalCallback) and callback.best_model_save_path and callback.callback_on_new_best:
+                beside = SaveBeside(Path(callback.best_model_save_path, "best_model.zip"))
+                callback.callback_on_new_best = CallbackList([callback.callback_on_new_best, beside])
         if self.checkpoint_freq:
             self.callbacks.insert(0, ExactCheckpointCallback(self.checkpoints, every=self.checkpoint_freq))
 
@@ -292,6 +352,10 @@ class ZooManager(ExperimentManager):
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", vars(self.args))):
             Path(self.params_path, name).write_text(yaml.dump(dict(content), Dumper=PlainDumper), encoding="utf-8")
 
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        super().save_trained_model(model)
+        save_beside(model, Path(self.save_path, f"{self.env_name}.zip"))
+
     def hyperparameters_optimization(self) -> None:
         if self.storage is not None and not self.storage.endswith(".log"):
             open_database(self.storage)
@@ -334,9 +398,13 @@ class StoreValues(StoreDict):
 
 class SavedRun:
     """
-    The run folder that ``enjoy`` and ``record`` look at, checked before rl_zoo3 reads it: its two methods stand in for the
-    functions of rl_zoo3 of the same names, which are called in this order.
+    The run folder that ``enjoy``, ``record`` and ``export`` look at, checked before rl_zoo3 reads it: its methods stand in for
+    the functions of rl_zoo3 of the same names, which are called in this order, and :attr:`algos` for its table of algorithms.
+    A model of plain data is preferred to SB3's file of the same name, and so are its statistics to VecNormalize's pickle.
     """
+
+    def __init__(self) -> None:
+        self.algos: dict[str, Any] = {**ALGOS, **{name: PreferringPlain(algorithm) for name, algorithm in OWN.items()}}
 
     def get_model_path(
         self, exp_id: int, folder: str, algo: str, env_name: EnvironmentName, *rest: Any
@@ -356,6 +424,9 @@ class SavedRun:
                 raise FileNotFoundError(f"{error} (in --folder {folder})") from error
             raise
         self.algo = algo
+        beside = str(Path(self.path).with_suffix(PLAIN_FILE))
+        if algo in OWN and os.path.isfile(beside):
+            self.path = beside
         for name in ("config.yml", "args.yml"):
             require_plain(Path(run_folder, env_name, name))
         return prefix, self.path, run_folder
@@ -367,9 +438,75 @@ class SavedRun:
         # record_video.py would forget the config's
         options["env_kwargs"] = options["hyperparams"].get("env_kwargs", {}) | options["env_kwargs"]
         check_env_kwargs(args[0], options["env_kwargs"])
-        env = create_test_env(*args, **options)
-        check_model(self.path, self.algo, env)
+        if not self.path.endswith(PLAIN_FILE):
+            env = create_test_env(*args, **options)
+            check_model(self.path, self.algo, env)
+            return env
+        options["hyperparams"] = options["hyperparams"] | {"normalize": False}  # or the pickle would be read
+        env = load_normalizer(self.path, create_test_env(*args, **options))
+        if (normalizer := unwrap_vec_normalize(env)) is not None:
+            normalizer.training = normalizer.norm_reward = False
+        check_spaces(self.path, vars(load_safe(self.path, algorithm=OWN[self.algo], device="cpu")), env)
         return env
+
+    def load(self, env_id: str, env_kwargs: dict[str, Any], *choice: Any, folder: str, algo: str, exp_id: int) -> HybridPPO:
+        """
+        The model with its environment, for ``export``.
+
+        :param env_kwargs: beyond those of the run
+        :param choice: of the model in the run, as rl_zoo3's ``get_model_path`` takes it
+        """
+        name = EnvironmentName(env_id)
+        _, path, run_folder = self.get_model_path(exp_id, folder, algo, name, *choice)
+        settings = Path(run_folder, name)
+        hyperparams, stats_path = get_saved_hyperparams(str(settings), test_mode=True)
+        arguments = hyperparams.pop("env_kwargs", None) or {}
+        if (file := settings / "args.yml").is_file():
+            arguments = yaml.load(file.read_text(encoding="utf-8"), Loader=PlainLoader)["env_kwargs"] or arguments
+        env = self.create_test_env(
+            env_id,
+            stats_path=stats_path,
+            should_render=False,
+            hyperparams=hyperparams,
+            env_kwargs={**arguments, **env_kwargs},
+        )
+        return self.algos[algo].load(path, env=env, device="cpu")
+
+
+class PreferringPlain:
+    """
+    An algorithm as ``enjoy`` and ``record`` use it, which loads both kinds of files.
+
+    :param algorithm: HPO or HybridPPO
+    """
+
+    def __init__(self, algorithm: type[HybridPPO]):
+        self.algorithm = algorithm
+
+    def load(self, path: str, env: VecEnv | None = None, *, custom_objects: Any = None, **options: Any) -> HybridPPO:
+        """
+        :param custom_objects: what rl_zoo3 puts in the place of pickles; a file of plain data has none
+        """
+        if path.endswith(PLAIN_FILE):
+            return load_safe(path, env, algorithm=self.algorithm, **options)
+        return self.algorithm.load(path, env=env, custom_objects=custom_objects, **options)
+
+
+def evaluation_facts(path: str) -> dict[str, str]:
+    """
+    :param path: of a model in a run folder
+    :return: what a model card says of the evaluations during training, if there were some
+    """
+    file = Path(path).with_name("evaluations.npz")
+    if not file.is_file():
+        return {}
+    with np.load(file, allow_pickle=False) as evaluations:
+        steps, rewards = evaluations["timesteps"], evaluations["results"]
+    best, episodes = int(rewards.mean(axis=1).argmax()), rewards.shape[1]
+    return {
+        f"reward at {steps[i]:,} steps, {when}": f"{rewards[i].mean():.6g} ± {rewards[i].std():.2g} over {episodes} episodes"
+        for i, when in ((best, "the best evaluation in training"), (len(steps) - 1, "the last"))
+    }
 
 
 def require_plain(path: Path) -> None:
