@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--algo", choices=("hpo", "hybrid_ppo"), default="hpo")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    columns = ("regimes equal", "point difference", "predict, ms", f"{args.format}, ms", "times faster")
+    columns = ("regimes equal", "relative diff.", "largest distance", "predict, ms", f"{args.format}, ms", "times faster")
     print(f"{'environment':<26}" + "".join(f"{column:>18}" for column in columns))
     for env_id, spec in sorted(gym.registry.items()):
         if not (isinstance(spec.entry_point, type) and issubclass(spec.entry_point, HybridEnv)):
@@ -53,7 +53,7 @@ def main() -> None:
         found = agreement(model, decide, observations, masks)
         predict_ms, decide_ms = latency(model, decide, observations, masks)
         print(
-            f"{env_id:<26}{found.regimes_equal:>18.2%}{found.largest_point_difference:>18.1e}"
+            f"{env_id:<26}{found.regimes_equal:>18.2%}{found.largest_point_difference:>18.1e}{found.largest_distance:>18.1e}"
             f"{predict_ms:>18.4f}{decide_ms:>18.4f}{predict_ms / decide_ms:>18.1f}",
             flush=True,
         )

@@ -45,8 +45,11 @@ class Agreement(NamedTuple):
     """Share of them on which both chose the same regime."""
     largest_point_difference: float
     """
-    Over those observations and all coordinates: the distance, divided by the point's absolute value where that is above 1.
+    Over those observations and all coordinates: the distance in units of the point's typical or actual magnitude, whichever is
+    larger.
     """
+    largest_distance: float
+    """The same in the point's own unit."""
 
 
 def export_onnx(
@@ -165,14 +168,15 @@ def agreement(model: HybridPPO, decide: Decide, observations: np.ndarray, action
     actions, _ = model.predict(seen, deterministic=True, action_masks=action_masks)
     regimes, points = (np.stack(part) for part in zip(*actions, strict=True))
     masks = {} if action_masks is None else {"action_masks": action_masks}
-    return _compare(decide(observation=observations, **masks), (regimes, points))
+    return _compare(decide(observation=observations, **masks), (regimes, points), model.policy.action_scale)
 
 
-def _compare(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray]) -> Agreement:
+def _compare(found: tuple[np.ndarray, np.ndarray], expected: tuple[np.ndarray, np.ndarray], scale: np.ndarray) -> Agreement:
     (regimes, points), (right_regimes, right_points) = found, expected
     same = (regimes == right_regimes).reshape(len(regimes), -1).all(axis=1)
-    difference = np.abs(points - right_points)[same] / np.maximum(1.0, np.abs(right_points[same]))
-    return Agreement(len(same), float(same.mean()), float(difference.max(initial=0.0)))
+    distance = np.abs(points - right_points)[same]
+    relative = distance / np.maximum(scale, np.abs(right_points[same]))
+    return Agreement(len(same), float(same.mean()), float(relative.max(initial=0.0)), float(distance.max(initial=0.0)))
 
 
 def _check(model: HybridPPO, module: DecisionModule, decide: Decide) -> Agreement:
@@ -198,7 +202,7 @@ def _check(model: HybridPPO, module: DecisionModule, decide: Decide) -> Agreemen
     if module.sampled:
         with torch.no_grad():
             regime, point = module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
-        found = _compare(decide(**inputs), (regime.numpy(), point.numpy()))
+        found = _compare(decide(**inputs), (regime.numpy(), point.numpy()), model.policy.action_scale)
     else:
         found = agreement(model, decide, inputs["observation"], inputs.get("action_masks"))
     # Two regimes may be so nearly equally likely that rounding decides.
@@ -357,7 +361,8 @@ def _card(schema: dict[str, Any], facts: Mapping[str, object]) -> str:
         "## Checked",
         "",
         f"On {found.observations:,} random observations the regimes are those of the trained model in",
-        f"{found.regimes_equal:.1%} of cases, and the points differ by {found.largest_point_difference:.1e} at most.",
+        f"{found.regimes_equal:.1%} of cases, and the points differ by {found.largest_distance:.1e} at most, or",
+        f"{found.largest_point_difference:.1e} of their magnitude.",
         "",
         "## Limits",
         "",
@@ -378,6 +383,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.filterwarnings("ignore", message="# The axis name: batch will not be used")  # it is, for all inputs alike
             yield
     finally:
         logger.setLevel(level)
