@@ -1,7 +1,7 @@
 """
 Every environment's policy as a graph: how far it decides as ``predict`` does, and how fast.
 
-    python -m benchmarks.export [--observations 10000] [--iterations 5] [--normalize] [--format torch]
+    python -m benchmarks.export [--envs ID ...] [--algo hybrid_ppo] [--iterations 5] [--normalize] [--format torch]
 """
 
 import argparse
@@ -36,12 +36,15 @@ def main() -> None:
     parser.add_argument("--normalize", action="store_true", help="train under VecNormalize")
     parser.add_argument("--format", choices=FORMATS, default="onnx")
     parser.add_argument("--algo", choices=("hpo", "hybrid_ppo"), default="hpo")
+    parser.add_argument("--envs", nargs="+", metavar="ID", help="these alone (default: all)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     columns = ("regimes equal", "relative diff.", "largest distance", "predict, ms", f"{args.format}, ms", "times faster")
     print(f"{'environment':<26}" + "".join(f"{column:>18}" for column in columns))
     for env_id, spec in sorted(gym.registry.items()):
         if not (isinstance(spec.entry_point, type) and issubclass(spec.entry_point, HybridEnv)):
+            continue
+        if args.envs and env_id not in args.envs:
             continue
         model = trained(env_id, args.algo, args.iterations, args.normalize)
         export, load = FORMATS[args.format]

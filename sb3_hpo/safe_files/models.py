@@ -1,7 +1,6 @@
 """A model as one file of plain data, and back."""
 
 import io
-import math
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -10,10 +9,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
-from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import FloatSchedule
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecEnv
 
 from hybrid_envs.spaces import box_bounds, packed_size
 from sb3_hpo.arguments import check_arguments, check_spelling
@@ -24,6 +22,7 @@ from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.policies import HybridActorCriticPolicy
 from sb3_hpo.safe_files import plain
 from sb3_hpo.safe_files.container import Reader, compose, is_count, require_keys, shown
+from sb3_hpo.safe_files.normalizer import claim_statistics, describe_normalizer, normalized, read_normalizer
 from sb3_hpo.vec_env import simulated
 
 ALGORITHMS: dict[str, type[HybridPPO]] = {"HPO": HPO, "HybridPPO": HybridPPO}
@@ -36,7 +35,6 @@ HPO_ARGUMENTS = (
     "value_learning_rate",
 )
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
-NORMALIZER = ("clip_obs", "clip_reward", "epsilon", "gamma", "norm_obs", "norm_reward", "training")
 DERIVED = ("tower.", "std_unit", "obs_unit")
 """Buffers of a policy that follow from its arguments, and are not in the file."""
 MAX_STEPS, MAX_ENVS, MAX_ROLLOUT = 2**20, 2**17, 2**28
@@ -84,7 +82,7 @@ def save_safe(model: HybridPPO, path: str | Path) -> None:
 
 def load_safe(
     path: str | Path,
-    env: GymEnv | None = None,
+    env: GymEnv | str | None = None,
     *,
     algorithm: type[HybridPPO] | None = None,
     device: torch.device | str = "auto",
@@ -115,7 +113,7 @@ def load_safe(
             if getattr(env, name) != getattr(content, name):
                 ours, theirs = getattr(env, name), getattr(content, name)
                 raise ValueError(f"{path} was trained on another environment: its {name} is {theirs}, this one's {ours}")
-        env = _normalized(content, env)
+        env = normalized(env, content.normalizer, content.statistics)
     model = content.algorithm(
         content.policy,
         env,  # type: ignore[arg-type]
@@ -150,7 +148,8 @@ def load_normalizer(path: str | Path, env: VecEnv) -> VecEnv:
     :return: the environment in a VecNormalize with the file's settings and statistics; as it is if the model had none
     :raises ValueError: as :func:`load_safe`
     """
-    return _normalized(read(path), env)
+    content = read(path)
+    return normalized(env, content.normalizer, content.statistics)
 
 
 def read(path: str | Path) -> Content:
@@ -205,7 +204,7 @@ def _describe(model: HybridPPO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "policy_kwargs": plain.policy_arguments(model.policy_kwargs, tensors),
         "counters": {name: plain.scalar(name, getattr(model, name)) for name in _counter_names(type(model))},
         "learning_rates": [float(group["lr"]) for group in optimizer["param_groups"]],
-        "normalizer": _describe_normalizer(model.get_vec_normalize_env(), tensors),
+        "normalizer": describe_normalizer(model.get_vec_normalize_env(), tensors),
     }
     return description, {name: np.asarray(array) for name, array in tensors.items()}
 
@@ -220,26 +219,6 @@ def _counter_names(algorithm: type[HybridPPO]) -> tuple[str, ...]:
 
 def _saved_weights(policy: HybridActorCriticPolicy) -> dict[str, torch.Tensor]:
     return {name: value for name, value in policy.state_dict().items() if not name.startswith(DERIVED)}
-
-
-def _describe_normalizer(normalizer: VecNormalize | None, tensors: dict[str, np.ndarray]) -> dict[str, Any] | None:
-    if normalizer is None:
-        return None
-    for name, rms in _statistics(normalizer).items():
-        tensors |= {f"{name}.mean": rms.mean, f"{name}.var": rms.var, f"{name}.count": np.asarray(rms.count)}
-    settings = {name: plain.scalar(name, getattr(normalizer, name)) for name in NORMALIZER}
-    keys = normalizer.norm_obs_keys if normalizer.norm_obs else None
-    return settings | {"norm_obs_keys": keys}
-
-
-def _statistics(normalizer: VecNormalize) -> dict[str, RunningMeanStd]:
-    """Those of rewards and observations, by the beginning of their tensors' names."""
-    found = {"normalizer.return": normalizer.ret_rms}
-    if normalizer.norm_obs:
-        rms = normalizer.obs_rms
-        parts = {f".{key}": part for key, part in rms.items()} if isinstance(rms, dict) else {"": rms}
-        found |= {f"normalizer.observation{key}": part for key, part in parts.items()}
-    return found
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -280,8 +259,8 @@ def _checked(reader: Reader) -> Content:
     for name, value in weights.items():
         reader.claim(f"policy.{name}", [_dtype(value)], [tuple(value.shape)])
     moments = _claim_moments(reader, skeleton)
-    normalizer = _read_normalizer(description["normalizer"], observation_space)
-    statistics = _claim_statistics(reader, normalizer, observation_space)
+    normalizer = read_normalizer(description["normalizer"], observation_space)
+    statistics = claim_statistics(reader, normalizer, observation_space)
     counters = _read_counters(algorithm, description["counters"])
     rates = _read_rates(description["learning_rates"], len(skeleton.optimizer.param_groups))
     reader.refuse_unclaimed()
@@ -298,11 +277,11 @@ def _checked(reader: Reader) -> Content:
         rates,
         {name: reader.tensor(f"policy.{name}") for name in weights},
         {
-            i: {key: _nonnegative(reader, f"optimizer.{i}.{key}", key != "exp_avg") for key in keys}
+            i: {key: plain.read_nonnegative(reader, f"optimizer.{i}.{key}", key != "exp_avg") for key in keys}
             for i, keys in moments.items()
         },
         normalizer,
-        {name: _nonnegative(reader, name, not name.endswith(".mean")) for name in statistics},
+        {name: plain.read_nonnegative(reader, name, not name.endswith(".mean")) for name in statistics},
     )
 
 
@@ -314,15 +293,6 @@ def _named(where: str, name: Any, table: Any) -> Any:
 
 def _dtype(tensor: torch.Tensor) -> np.dtype:
     return np.dtype(str(tensor.dtype).removeprefix("torch."))
-
-
-def _number(where: str, value: Any, low: float = -math.inf) -> Any:
-    """
-    :raises ValueError: if the value is not a finite number >= ``low``
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float) or value < low:
-        raise ValueError(f"{where}: must be a number{'' if low == -math.inf else f' >= {low}'}, got {shown(value)}")
-    return value
 
 
 def _read_arguments(algorithm: type[HybridPPO], given: Any) -> dict[str, Any]:
@@ -373,67 +343,20 @@ def _claim_moments(reader: Reader, skeleton: HybridActorCriticPolicy) -> dict[in
     return moments
 
 
-def _nonnegative(reader: Reader, name: str, required: bool) -> np.ndarray:
-    array = reader.tensor(name)
-    if required and (array < 0).any():
-        raise ValueError(f"tensor {shown(name)}: holds {array.min()}, where numbers must not be negative")
-    return array
-
-
 def _read_counters(algorithm: type[HybridPPO], given: Any) -> dict[str, Any]:
     counters = require_keys("counters", given, _counter_names(algorithm))
     for name, value in counters.items():
         where = f"counters.{name}"
         if name in COUNTERS[:3] and not is_count(value):
             raise ValueError(f"{where}: must be a count, got {shown(value)}")
-        _number(where, value)
+        plain.read_number(where, value)
     return counters
 
 
 def _read_rates(given: Any, count: int) -> list[float]:
     if not isinstance(given, list) or len(given) != count:
         raise ValueError(f"learning_rates: must be {count} numbers, got {shown(given)}")
-    return [float(_number("learning_rates", rate, 0.0)) for rate in given]
-
-
-def _read_normalizer(given: Any, observation_space: spaces.Space) -> dict[str, Any] | None:
-    if given is None:
-        return None
-    require_keys("normalizer", given, (*NORMALIZER, "norm_obs_keys"))
-    settings = {name: plain.read_scalar(f"normalizer.{name}", given[name]) for name in NORMALIZER}
-    for name, value in settings.items():
-        where = f"normalizer.{name}"
-        if name in ("norm_obs", "norm_reward", "training"):
-            if not isinstance(value, bool):
-                raise ValueError(f"{where}: must be true or false, got {shown(value)}")
-        elif _number(where, value) <= 0:
-            raise ValueError(f"{where}: must be positive, got {shown(value)}")
-    keys = given["norm_obs_keys"]
-    of_dict = settings["norm_obs"] and isinstance(observation_space, spaces.Dict)
-    allowed = list(observation_space.spaces) if isinstance(observation_space, spaces.Dict) else []
-    if not (isinstance(keys, list) and all(key in allowed for key in keys)) if of_dict else keys is not None:
-        raise ValueError(f"normalizer.norm_obs_keys: must be {f'some of {allowed}' if of_dict else 'null'}, got {shown(keys)}")
-    return settings | {"norm_obs_keys": keys}
-
-
-def _claim_statistics(reader: Reader, normalizer: dict[str, Any] | None, observation_space: spaces.Space) -> list[str]:
-    """
-    :return: the names of VecNormalize's tensors
-    """
-    if normalizer is None:
-        return []
-    shapes: dict[str, Any] = {"normalizer.return": ()}
-    if normalizer["norm_obs_keys"] is not None:
-        assert isinstance(observation_space, spaces.Dict)
-        shapes |= {f"normalizer.observation.{key}": observation_space[key].shape for key in normalizer["norm_obs_keys"]}
-    elif normalizer["norm_obs"]:
-        shapes["normalizer.observation"] = observation_space.shape
-    names = []
-    for owner, shape in shapes.items():
-        for name, its in ((f"{owner}.mean", shape), (f"{owner}.var", shape), (f"{owner}.count", ())):
-            reader.claim(name, [np.dtype("<f8")], [its])
-            names.append(name)
-    return names
+    return [float(plain.read_number("learning_rates", rate, 0.0)) for rate in given]
 
 
 # ---- environments ----------------------------------------------------------------------------------------------------
@@ -446,24 +369,3 @@ def _prepared(content: Content, env: GymEnv | str) -> VecEnv:
     if isinstance(env, str):
         env = gym.make(env)
     return simulated(env, content.n_envs) if content.algorithm is HPO else PPO._wrap_env(env)
-
-
-def _normalized(content: Content, env: VecEnv) -> VecEnv:
-    if content.normalizer is None:
-        return env
-    settings = dict(content.normalizer)
-    normalizer = unwrap_vec_normalize(env)
-    if normalizer is None:
-        normalizer = env = VecNormalize(env, **settings)
-    owners = _statistics(normalizer)
-    if {name.rpartition(".")[0] for name in content.statistics} != set(owners):
-        raise ValueError(
-            "the environment's VecNormalize normalises other observations than the model's did: "
-            f"norm_obs={normalizer.norm_obs}, norm_obs_keys={normalizer.norm_obs_keys}; there {settings}"
-        )
-    vars(normalizer).update(settings)
-    for name, rms in owners.items():
-        # in place: HPO's simulation shares them with the wrapper it was given
-        mean, var, count = (content.statistics[f"{name}.{part}"][()] for part in ("mean", "var", "count"))
-        rms.mean, rms.var, rms.count = mean, var, float(count)
-    return env

@@ -67,6 +67,22 @@ def read_scalar(name: str, value: Any) -> bool | int | float | str | None:
     return math.inf if value == "inf" else value
 
 
+def read_number(where: str, value: Any, low: float = -math.inf) -> Any:
+    """
+    :raises ValueError: if the value is not a finite number >= ``low``
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < low:
+        raise ValueError(f"{where}: must be a number{'' if low == -math.inf else f' >= {low}'}, got {shown(value)}")
+    return value
+
+
+def read_nonnegative(reader: Reader, name: str, required: bool) -> np.ndarray:
+    array = reader.tensor(name)
+    if required and (array < 0).any():
+        raise ValueError(f"tensor {shown(name)}: holds {array.min()}, where numbers must not be negative")
+    return array
+
+
 def schedule(name: str, value: Any) -> Any:
     """
     :return: a number, ``"lin_V"``, or the three numbers of SB3's LinearSchedule

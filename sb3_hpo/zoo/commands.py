@@ -93,7 +93,8 @@ def tune() -> None:
 def enjoy() -> None:
     import rl_zoo3.enjoy
 
-    from sb3_hpo.zoo.manager import SavedRun, StoreValues
+    from sb3_hpo.zoo.manager import StoreValues
+    from sb3_hpo.zoo.saved_run import SavedRun
 
     run = SavedRun()
     with replaced(
@@ -109,7 +110,8 @@ def enjoy() -> None:
 def record() -> None:
     import rl_zoo3.utils
 
-    from sb3_hpo.zoo.manager import SavedRun, StoreValues
+    from sb3_hpo.zoo.manager import StoreValues
+    from sb3_hpo.zoo.saved_run import SavedRun
 
     run = SavedRun()
     with replaced(
@@ -123,7 +125,8 @@ def record() -> None:
 
 
 def export() -> None:
-    from sb3_hpo.zoo.manager import OWN, SavedRun, StoreValues, evaluation_facts
+    from sb3_hpo.zoo.manager import OWN, StoreValues
+    from sb3_hpo.zoo.saved_run import SavedRun, evaluation_facts
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--env", help="environment ID", required=True)

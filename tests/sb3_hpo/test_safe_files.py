@@ -77,10 +77,11 @@ def test_a_loaded_model_trains_on_bit_for_bit_as_after_sb3s_load(algorithm, norm
         assert (ours.clip_obs, ours.gamma) == (5.0, 0.9)
 
 
-def test_a_policy_of_every_environment_predicts_the_same_without_one(env_id, tmp_path):
+def test_a_policy_of_every_environment_predicts_the_same_with_and_without_it(env_id, tmp_path):
     model = HPO("MlpPolicy", env_id, n_scenarios=2, seed=0, policy_kwargs=SMALL)
     save_safe(model, tmp_path / "model")
     loaded = load_safe(tmp_path / "model")
+    assert load_safe(tmp_path / "model", gym.make(env_id)).env.num_envs == 2
     observations = np.random.default_rng(0).normal(size=(50, *model.observation_space.shape)).astype(np.float32)
     for ours, theirs in zip(*(m.predict(observations, deterministic=True)[0] for m in (loaded, model)), strict=True):
         assert ours[0] == theirs[0]
