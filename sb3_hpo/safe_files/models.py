@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from hybrid_envs.spaces import box_bounds, packed_size
+from hybrid_envs.spaces import box_bounds, packed_size, split_hybrid_space
 from sb3_hpo.arguments import check_arguments, check_spelling
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.checkpoint.files import write_whole
@@ -230,7 +230,7 @@ def _read(file: BinaryIO) -> Content:
     """
     try:
         return _checked(Reader(file))
-    except (ArithmeticError, AssertionError, LookupError, OverflowError, RuntimeError, TypeError) as error:
+    except (ArithmeticError, AssertionError, LookupError, MemoryError, RuntimeError, TypeError) as error:
         # Gymnasium, torch and SB3 have further words for arguments that cannot be meant.
         raise ValueError(f"{type(error).__name__}: {shown(str(error))}") from error
 
@@ -315,6 +315,12 @@ def _check_rollout(
         raise ValueError(f"n_envs: must be a count in [1, {MAX_ENVS}], got {shown(n_envs)}")
     if arguments.get("n_scenarios", n_envs) != n_envs:
         raise ValueError(f"arguments.n_scenarios: must be n_envs, {n_envs}, got {shown(arguments['n_scenarios'])}")
+    n_regimes = packed_size(action_space, masked=True) - packed_size(action_space, masked=False)
+    _, box = split_hybrid_space(action_space)
+    if n_regimes * box.shape[0] > plain.MAX_SPACE:
+        raise ValueError(
+            f"action_space: {n_regimes} regimes of {box.shape[0]} coordinates are too many; {plain.MAX_SPACE} bounds are allowed"
+        )
     row = spaces.flatdim(observation_space) + packed_size(action_space, masked=True)
     if n_steps > MAX_STEPS or n_steps * n_envs * row > MAX_ROLLOUT:
         raise ValueError(

@@ -410,6 +410,7 @@ CRAFTED = {
     "a clip that is text": (described("normalizer", "clip_obs", value="9"), "clip_obs"),
     # spaces
     "other regimes": (described("action_space", "spaces", "0", "n", value=3), "action_bounds"),
+    "regimes by the million": (described("action_space", "spaces", "0", "n", value=2**23), "action_space"),
     "regimes without end": (described("action_space", "spaces", "0", "n", value=2**60), "action_space"),
     "another factorisation": (
         described("action_space", "spaces", "0", value={"type": "MultiDiscrete", "nvec": [2, 2]}),
