@@ -104,11 +104,8 @@ def export_torch(
     module = DecisionModule.of(model, sampled=sampled)
     inputs = module.example()
     batch = torch.export.Dim("batch")
-    absent = {name: None for name in inspect.signature(module.forward).parameters if name not in inputs}
     with _quiet():
-        program = torch.export.export(
-            module, (), inputs | absent, dynamic_shapes={name: {0: batch} for name in inputs} | absent
-        )
+        program = torch.export.export(module, (), inputs, dynamic_shapes={name: {0: batch} for name in inputs})
         for node in program.graph.nodes:
             node.meta.pop("stack_trace", None)
         buffer = io.BytesIO()
@@ -143,12 +140,11 @@ def load_torch(source: str | Path | bytes) -> Decide:
     """
     with _quiet():
         program = torch.export.load(io.BytesIO(source if isinstance(source, bytes) else Path(source).read_bytes()))
-    names = list(inspect.signature(DecisionModule.forward).parameters)[1:]
     module = program.module()
 
     def decide(**inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.no_grad():
-            regime, point = module(**{n: torch.from_numpy(inputs[n]) if n in inputs else None for n in names})
+            regime, point = module(**{name: torch.from_numpy(value) for name, value in inputs.items()})
         return regime.numpy(), point.numpy()
 
     return decide

@@ -319,7 +319,8 @@ def _check_rollout(
     _, box = split_hybrid_space(action_space)
     if n_regimes * box.shape[0] > plain.MAX_SPACE:
         raise ValueError(
-            f"action_space: {n_regimes} regimes of {box.shape[0]} coordinates are too many; {plain.MAX_SPACE} bounds are allowed"
+            f"action_space: {n_regimes} regimes of {box.shape[0]} coordinates are too many; {plain.MAX_SPACE} bounds are "
+            "allowed"
         )
     row = spaces.flatdim(observation_space) + packed_size(action_space, masked=True)
     if n_steps > MAX_STEPS or n_steps * n_envs * row > MAX_ROLLOUT:

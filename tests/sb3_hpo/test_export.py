@@ -132,7 +132,7 @@ def test_a_program_of_torch_runs_without_this_package(tmp_path):
 import sys, numpy, torch
 decide = torch.export.load("policy.pt2").module()
 observations = torch.from_numpy(numpy.load("observations.npy"))
-regime, point = decide(observation=observations, action_masks=None, uniforms=None, normals=None)
+regime, point = decide(observation=observations)
 numpy.savez("actions.npz", regime=regime.numpy(), point=point.detach().numpy())
 assert not {"sb3_hpo", "hybrid_envs", "stable_baselines3"} & set(sys.modules)
 """
