@@ -142,16 +142,10 @@ class RegimeDistribution:
     def draw_by(self, uniform: torch.Tensor) -> torch.Tensor:
         """
         :param uniform: numbers in [0, 1), one for each factor, shape ``(batch,)`` or ``(batch, m)``
-        :return: x, by the inverse of the cumulative distribution, shape ``(batch,)`` or ``(batch, m)``
+        :return: x, by the inverse of each factor's distribution function, shape ``(batch,)`` or ``(batch, m)``
         """
         columns = iter(uniform.unbind(1) if self.sequential else (uniform,))
-
-        def draw(of_factor: Categorical) -> torch.Tensor:
-            return (next(columns).unsqueeze(-1) > of_factor.probs.cumsum(-1)).sum(-1)
-
-        # where the last sum has been rounded to less than 1, a number may exceed all of them
-        drawn, last = self._pick(draw), torch.tensor(self.factors.sizes, device=uniform.device) - 1
-        return drawn.minimum(last if self.factors.many else last[0])
+        return self._pick(lambda of_factor: inverse_cdf(of_factor.probs, next(columns)))
 
     def mode(self) -> torch.Tensor:
         """
@@ -174,6 +168,17 @@ class RegimeDistribution:
         :return: log π_f(x_f | s), or given the factors before it, same shape; log π(x | s) is the sum over factors
         """
         return self.given(regime).log_prob(regime)
+
+
+def inverse_cdf(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """
+    :param probabilities: rows that sum to 1 but for rounding, shape ``(..., J)``
+    :param uniform: numbers in [0, 1), shape ``(...)``
+    :return: of each row the first index up to which the sum exceeds u; never one of probability 0
+    """
+    # In float64 a float32 u < 1 keeps u times the sum below the sum.
+    sums = probabilities.double().cumsum(dim=-1)
+    return (sums <= uniform.double().unsqueeze(-1) * sums[..., -1:]).sum(dim=-1)
 
 
 class HybridDistribution(Distribution):

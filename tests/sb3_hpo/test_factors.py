@@ -13,7 +13,9 @@ from hybrid_envs.factors import RegimeFactors
 from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.credit import Decision, counterfactual_baseline
 from sb3_hpo.distributions import Coupling, RegimeDistribution
+from sb3_hpo.export import export_onnx
 from sb3_hpo.gradients import EstimatorOptions, exact_gradient, expectation
+from sb3_hpo.safe_files import load_safe, save_safe
 from tests.factored import BreweryEnv
 from tests.sb3_hpo.test_gradients import DTYPE, N_SCENARIOS, DoublePolicy, relative_error
 
@@ -252,3 +254,18 @@ def test_sb3s_evaluation_runs_without_masks():
     model = HPO("MlpPolicy", env, n_scenarios=4, seed=0)
     mean, _ = evaluate_policy(model, env, n_eval_episodes=2)
     assert np.isfinite(mean)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"policy_kwargs": {"autoregressive": True}}], ids=["independent", "autoregressive"])
+@pytest.mark.parametrize("limits", [None, (1, 2)], ids=["free", "limited"])
+def test_exported_graphs_and_plain_files_decide_as_predict_does(kwargs, limits, tmp_path):
+    env = BreweryEnv(5, active_limits=limits)
+    model = HPO("MlpPolicy", env, n_scenarios=8, seed=0, **kwargs).learn(200)
+    assert export_onnx(model, tmp_path / "policy.onnx").regimes_equal > 0.999
+    save_safe(model, tmp_path / "model.safetensors")
+    again = load_safe(tmp_path / "model.safetensors", env=env)
+    observations = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    for (x, b), (y, c) in zip(
+        model.predict(observations, deterministic=True)[0], again.predict(observations, deterministic=True)[0], strict=True
+    ):
+        assert np.array_equal(x, y) and np.array_equal(b, c)
