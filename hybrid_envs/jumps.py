@@ -9,7 +9,7 @@ from hybrid_envs.core import HybridEnv
 from hybrid_envs.probing import Probe, fail, float_outputs, inputs_of, permitted, reach, seeded, warn, with_input
 from hybrid_envs.spaces import HybridAction
 
-LINES = 96
+LINES = 192
 """How many lines are searched in b, and as many in the state; at least four for each regime."""
 INTERVALS = 256
 """Of the grid on a line."""
@@ -93,17 +93,21 @@ def _report(env: HybridEnv, lines: Lines, jump: Jump) -> None:
 def paired_episodes(env: HybridEnv, generator: torch.Generator) -> list[tuple[Any, Any, torch.Tensor]]:
     """
     Two episodes of a random policy in the same scenarios, with the same regimes and other points: how far apart they are is
-    how far b moves the state. A row that has ended stays where it was.
+    how far b moves the state. Every second row keeps to one regime, which leads to states that a mixture rarely meets. A row
+    that has ended stays where it was.
 
     :return: the two states and the noise, period by period
     """
     rows = max(LINES, 4 * env.n_regimes)
     start, noise = env.initial(rows, generator), env.sample_noise(rows, generator)
     states, levels = [start, start], [_uniform(env, generator, rows, 1) for _ in range(2)]
+    row = torch.arange(rows, device=env.device)
+    kept, keeps = row // 2 % env.n_regimes, row % 2 == 0
     met: list[tuple[Any, Any, torch.Tensor]] = []
     for period in range(env.horizon):
         met.append((states[0], states[1], noise[period]))
-        regime = torch.randint(env.n_regimes, (rows,), generator=generator, device=env.device)
+        drawn = torch.randint(env.n_regimes, (rows,), generator=generator, device=env.device)
+        regime = torch.where(keeps, kept, drawn)
         for k, (state, level) in enumerate(zip(states, levels, strict=True)):
             action = _action(env, permitted(env, state, regime), level, generator)
             result = env.step_torch(state, action, noise[period])
@@ -148,9 +152,9 @@ def _mixed_periods(
     """Of each row the two states and the noise of a period of its own."""
     rows = len(episodes[0][2])
     period = torch.randint(len(episodes), (rows,), generator=generator, device=env.device)
-    picked = [[_pick(part, torch.tensor([row])) for part in episodes[int(period[row])]] for row in range(rows)]
-    first, second, noise = (_joined(list(parts)) for parts in zip(*picked, strict=True))
-    return first, second._replace(period=first.period), noise
+    first, second, noise = (_joined(list(parts)) for parts in zip(*episodes, strict=True))  # row after row in each period
+    at = period * rows + torch.arange(rows, device=env.device)
+    return _pick(first, at), _pick(second, at)._replace(period=_pick(first, at).period), _pick(noise, at)
 
 
 def _action(

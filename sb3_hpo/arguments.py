@@ -45,7 +45,8 @@ class Allowed(NamedTuple):
             return False
         if number == math.inf:
             return self.infinite
-        return bool((self.low < number if self.above else self.low <= number) and number <= self.high)
+        real: Any = number  # an integer may be too large for a float
+        return bool((self.low < real if self.above else self.low <= real) and real <= self.high)
 
     def range(self) -> str:
         """In words, to follow "a number"."""
