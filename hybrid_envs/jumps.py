@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hybrid_envs.core import HybridEnv
-from hybrid_envs.probing import Probe, fail, float_outputs, inputs_of, permitted, reach, seeded, warn, with_input
+from hybrid_envs.probing import Probe, fail, float_outputs, inputs_of, joined, permitted, pick, reach, seeded, warn, with_input
 from hybrid_envs.spaces import HybridAction
 
 LINES = 192
@@ -33,7 +33,7 @@ class Lines(NamedTuple):
     end: Probe
 
     def rows(self, rows: torch.Tensor) -> "Lines":
-        return Lines(*(_pick(end, rows) for end in self))
+        return Lines(*(pick(end, rows) for end in self))
 
     def at(self, share: torch.Tensor) -> Probe:
         """The inputs at a share of each line, shape ``(rows,)``; what is no floating-point number is that of the start."""
@@ -152,9 +152,9 @@ def _mixed_periods(
     """Of each row the two states and the noise of a period of its own."""
     rows = len(episodes[0][2])
     period = torch.randint(len(episodes), (rows,), generator=generator, device=env.device)
-    first, second, noise = (_joined(list(parts)) for parts in zip(*episodes, strict=True))  # row after row in each period
+    first, second, noise = (joined(list(parts)) for parts in zip(*episodes, strict=True))  # row after row in each period
     at = period * rows + torch.arange(rows, device=env.device)
-    return _pick(first, at), _pick(second, at)._replace(period=_pick(first, at).period), _pick(noise, at)
+    return pick(first, at), pick(second, at)._replace(period=pick(first, at).period), pick(noise, at)
 
 
 def _action(
@@ -243,7 +243,7 @@ def responsible(env: HybridEnv, line: Lines, jump: Jump) -> str:
             continue
         tried = value.flatten().repeat(len(moving), 1)
         tried[torch.arange(len(moving)), moving] = behind.flatten()[moving]
-        many = _pick(right, torch.zeros(len(moving), dtype=torch.int64))
+        many = pick(right, torch.zeros(len(moving), dtype=torch.int64))
         outputs = _columns(env, with_input(many, name, tried.reshape(-1, *value.shape[1:])))[jump.output][:, jump.coordinate]
         carries = (outputs - jump.before).abs() < (outputs - jump.after).abs()
         entries = [f"{name}{_index(int(i), value)} = {float(value.flatten()[i]):.6g}" for i in moving[carries]]
@@ -275,16 +275,6 @@ def _columns(env: HybridEnv, probe: Probe) -> dict[str, torch.Tensor]:
 
 
 # ---- NamedTuples of tensors, row by row -----------------------------------------------------------------------------------
-
-
-def _pick(value: Any, rows: torch.Tensor) -> Any:
-    return value[rows] if isinstance(value, torch.Tensor) else type(value)(*(_pick(item, rows) for item in value))
-
-
-def _joined(values: list[Any]) -> Any:
-    if isinstance(values[0], torch.Tensor):
-        return torch.cat(values)
-    return type(values[0])(*(_joined(list(items)) for items in zip(*values, strict=True)))
 
 
 def _where(condition: torch.Tensor, yes: Any, no: Any) -> Any:
