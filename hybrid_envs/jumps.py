@@ -23,7 +23,7 @@ MARGIN = 1e-6
 """Distance kept from the bounds of b, relative to their interval: a jump at the bound itself has probability zero."""
 FAR = 3.0
 """How far b is drawn at most where it is unbounded, in units of its typical magnitude."""
-LINES_AT_ONCE = 24
+LINES_AT_ONCE = 96
 
 
 class Lines(NamedTuple):
