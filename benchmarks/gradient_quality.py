@@ -24,7 +24,6 @@ from torch.nn import functional as F
 from hybrid_envs import HybridAction, HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
 from hybrid_envs.switched_lqr.env import SwitchedLQRState
 from sb3_hpo import HPO
-from sb3_hpo.distributions import choose
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, exact_cost, expectation, leave_one_out, measure_quality
 from sb3_hpo.policies import DeterministicPointPolicy
 
@@ -175,7 +174,7 @@ class TowardsBestResponse:
         points = self.candidates(self.env.observation(state))
         for regime in range(self.env.n_regimes):
             x = torch.full_like(state.period, regime)
-            result = self.env.step_torch(state, HybridAction(x, choose(points, x)), points[:, 0, :0])
+            result = self.env.step_torch(state, HybridAction(x, self.env.factors.choose(points, x)), points[:, 0, :0])
             later = 0.0 if result.truncated.all() else self.costs_to_go(result.state).amin(dim=1)
             costs.append(later - result.reward)
         return torch.stack(costs, dim=1)

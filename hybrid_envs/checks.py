@@ -27,17 +27,17 @@ def require_finite(env_name: str, what: str, values: torch.Tensor, period: int |
         raise FloatingPointError(f"{env_name}: non-finite {what} in period {when} (scenario {row})")
 
 
-def require_allowed(env_name: str, mask: torch.Tensor, period: int | torch.Tensor) -> None:
+def require_choice(env_name: str, choice: torch.Tensor, period: int | torch.Tensor) -> None:
     """
-    :param mask: which regimes may be taken, shape ``(batch, J)``
+    :param choice: whether a regime is left, bool, shape ``(batch,)``, or of each factor ``(batch, m)``
     :param period: the present one, or one for each row, shape ``(batch,)``
-    :raises ValueError: naming the environment and the period, if some row allows no regime
+    :raises ValueError: naming the environment, the factor and the period, if some row leaves none
     """
-    allowed = mask.any(dim=1)
-    if not allowed.all():
-        row = int((~allowed).nonzero()[0, 0])
+    if not choice.all():
+        row, *factor = (~choice).nonzero()[0].tolist()
         when = int(period[row]) if isinstance(period, torch.Tensor) else period
-        raise ValueError(f"{env_name}: regime_mask() allows no regime in period {when} (scenario {row})")
+        which = f" of factor {factor[0]}" if factor else ""
+        raise ValueError(f"{env_name}: regime_mask() allows no regime{which} in period {when} (scenario {row})")
 
 
 def check_count(name: str, value: int, minimum: int = 1) -> int:

@@ -1,7 +1,7 @@
 """The contract of a hybrid environment: the hooks one problem writes; ``reset``, ``step``, ``step_torch`` built on them."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import gymnasium as gym
@@ -10,9 +10,10 @@ import torch
 from gymnasium import spaces
 from typing_extensions import Self
 
-from hybrid_envs.checks import check_array, check_count, require_allowed, require_finite, to_numpy
+from hybrid_envs.checks import check_array, check_count, require_choice, require_finite, to_numpy
 from hybrid_envs.episode import load_episode, save_episode
-from hybrid_envs.spaces import HybridAction, hybrid_action_space, split_hybrid_space
+from hybrid_envs.factors import RegimeFactors, pad_bounds
+from hybrid_envs.spaces import HybridAction, factors_of, hybrid_action_space, split_hybrid_space
 
 StateT = TypeVar("StateT", bound=Any)
 """A NamedTuple of tensors with leading batch dimension; its field ``period`` (int64, shape ``(batch,)``) is the clock."""
@@ -48,14 +49,15 @@ class Frame(NamedTuple):
 
     state: Any
     """The state that the period led to, batch of one."""
-    regime: int | None
-    """The regime taken; ``None`` in the starting state."""
+    regime: int | np.ndarray | None
+    """The regime taken, of several factors an array of shape ``(m,)``; ``None`` in the starting state."""
     cost: float
 
 
-class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT]):
+class HybridEnv(gym.Env[np.ndarray, tuple[Any, np.ndarray]], ABC, Generic[StateT]):
     """
-    A Gymnasium environment with ``Tuple(Discrete, Box)`` actions whose dynamics are also differentiable.
+    A Gymnasium environment with ``Tuple(Discrete, Box)`` or ``Tuple(MultiDiscrete, Box)`` actions whose dynamics are also
+    differentiable.
 
     A subclass writes its problem once, batched and in torch, as four pure functions: :meth:`initial`, :meth:`transition`,
     :meth:`reward` and :meth:`observation` (and :meth:`sample_noise`, :meth:`terminal` where there is noise or an end). They
@@ -65,12 +67,20 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
     The randomness of an episode is its *scenario*, drawn whole before the episode and free of states and actions. Hence the
     same scenario can be replayed against any policy.
 
+    A regime is one choice out of J, or, with ``factor_sizes``, m choices made at once: each unit of a power plant, each item
+    of an order. Each coordinate of b answers to one of these factors, or to none: then its bounds never change.
+
     :param action_bounds: per-regime bounds of b, shape ``(J, n, 2)``, infinite where unbounded. The Box of the action space
-        is their hull; policies keep to the bounds of the regime they choose.
+        is their hull; policies keep to the bounds of the regime they choose. With factors, ``action_bounds[j, i]`` are those
+        of coordinate i in regime j of its factor; NaN where that has no regime j
     :param observation_size: d, the length of an observation
     :param horizon: T, the number of periods of an episode
     :param action_scale: typical magnitude of b, scalar or shape ``(n,)``; policies measure b in this unit
     :param observation_scale: typical magnitude of observations, scalar or shape ``(d,)``; policies divide by it
+    :param factor_sizes: J_1..J_m, the number of regimes of each factor; one factor of J regimes, a Discrete, unless given
+    :param factor_of: for each coordinate of b the factor that bounds it, counted from 0, or
+        :data:`~hybrid_envs.factors.NO_FACTOR`, shape ``(n,)``; goes with ``factor_sizes``
+    :param active_limits: the least and the greatest number of factors in another regime than 0 at once; any unless given
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: if an argument is outside what is allowed
     """
@@ -92,12 +102,26 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         horizon: int,
         action_scale: float | np.ndarray = 1.0,
         observation_scale: float | np.ndarray = 1.0,
+        factor_sizes: Sequence[int] | None = None,
+        factor_of: Sequence[int] | np.ndarray | None = None,
+        active_limits: tuple[int, int] | None = None,
         render_mode: str | None = None,
     ):
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be None or one of {self.metadata['render_modes']}, got {render_mode!r}")
         self.horizon = check_count("horizon", horizon)
-        self.action_space = hybrid_action_space(action_bounds)
+        if factor_sizes is None:
+            for name, value in (("factor_of", factor_of), ("active_limits", active_limits)):
+                if value is not None:
+                    raise ValueError(f"{name} = {value!r} goes with factor_sizes, which is not given")
+            self.action_space = hybrid_action_space(action_bounds)
+            self.factors = factors_of(self.action_space)
+        else:
+            if factor_of is None:
+                raise ValueError("factor_sizes needs factor_of: which factor each coordinate of b answers to")
+            self.factors = RegimeFactors(list(factor_sizes), factor_of, active_limits)
+            action_bounds = pad_bounds(action_bounds, self.factors)
+            self.action_space = hybrid_action_space(action_bounds, self.factors)
         self.action_bounds = np.asarray(action_bounds, dtype=np.float32)
         self.n_regimes, self.action_size = self.action_bounds.shape[:2]
         self.action_scale = check_array("action_scale", action_scale, (self.action_size,), above=0.0).astype(np.float32)
@@ -138,7 +162,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         The dynamics f(s, x, b, ξ).
 
         :param state: s
-        :param action: (x, b), shapes ``(batch,)`` and ``(batch, n)``
+        :param action: (x, b), shapes ``(batch,)``, of several factors ``(batch, m)``, and ``(batch, n)``
         :param noise: ξ of this period, shape ``(batch, ...)``
         :return: the next state; its ``period`` is set by the caller
         """
@@ -165,11 +189,12 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
 
     def regime_mask(self, state: StateT) -> torch.Tensor:
         """
-        Which regimes may be taken; all of them unless overridden. At least one must be left wherever an episode goes on.
+        Which regimes may be taken; all of them unless overridden. At least one must be left wherever an episode goes on, of
+        each factor.
 
-        :return: bool, shape ``(batch, J)``
+        :return: bool, shape ``(batch, J)``; of several factors ``(batch, ΣJ_f)``, factor after factor
         """
-        return torch.ones((len(state.period), self.n_regimes), dtype=torch.bool, device=self.device)
+        return torch.ones((len(state.period), self.factors.total), dtype=torch.bool, device=self.device)
 
     def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
         """
@@ -201,7 +226,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         One period, batched, functional and differentiable.
 
         :param state: s, leading batch dimension
-        :param action: (x, b), shapes ``(batch,)`` int64 and ``(batch, n)``
+        :param action: (x, b), shapes ``(batch,)`` or ``(batch, m)`` int64, and ``(batch, n)``
         :param noise: this period's slice of what :meth:`sample_noise` returned, shape ``(batch, ...)``
         :return: next state, observation, reward, terminated and truncated
         """
@@ -271,7 +296,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         self._frames = [Frame(self._state, None, 0.0)]
         return to_numpy(observation[0]), {}
 
-    def step(self, action: tuple[int, np.ndarray]) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: tuple[Any, np.ndarray]) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
         :raises ValueError: if the action lies outside the action space or its regime is masked; nothing is clipped
         :raises FloatingPointError: if the state or the cost is no longer finite
@@ -281,7 +306,8 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
             raise gym.error.ResetNeeded(f"{self.name}: call reset() before step()")
         regime, point = self.check_action(action, self.action_masks() if self.masks_regimes else None)
         batch = HybridAction(
-            torch.tensor([regime], device=self.device), torch.as_tensor(point, dtype=self.dtype, device=self.device)[None]
+            torch.as_tensor(regime, device=self.device)[None],
+            torch.as_tensor(point, dtype=self.dtype, device=self.device)[None],
         )
         period = int(self._state.period)
         with torch.no_grad():
@@ -298,7 +324,8 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
     def action_masks(self) -> Callable[[], np.ndarray]:
         """
         In the convention of sb3_contrib, a method without arguments: which regimes may be taken in the present state, bool,
-        shape ``(J,)``. An environment that masks no regime does not have it, by which wrappers and algorithms tell.
+        shape ``(J,)``, of several factors ``(ΣJ_f,)``. An environment that masks no regime does not have it, by which
+        wrappers and algorithms tell.
 
         :raises ValueError: if no regime is allowed
         :raises gymnasium.error.ResetNeeded: if the episode has not begun or has ended
@@ -311,7 +338,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         if self._state is None:
             raise gym.error.ResetNeeded(f"{self.name}: call reset() before action_masks()")
         mask = self.regime_mask(self._state)
-        require_allowed(self.name, mask, self._state.period)
+        require_choice(self.name, self.factors.leaves_a_choice(mask), self._state.period)
         return mask[0].cpu().numpy()
 
     def render(self) -> np.ndarray | None:  # type: ignore[override]
@@ -330,26 +357,21 @@ class HybridEnv(gym.Env[np.ndarray, tuple[int, np.ndarray]], ABC, Generic[StateT
         """The registered id, or the class name of an environment made without one: what error messages call it."""
         return self.spec.id if self.spec is not None else type(self).__name__
 
-    def check_action(self, action: tuple[Any, Any], mask: np.ndarray | None = None) -> tuple[int, np.ndarray]:
+    def check_action(self, action: tuple[Any, Any], mask: np.ndarray | None = None) -> tuple[int | np.ndarray, np.ndarray]:
         """
-        :param mask: which regimes may be taken, bool, shape ``(J,)``; all of them unless given
-        :return: the regime and the point of an action
+        :param mask: which regimes may be taken, bool, shape ``(J,)`` or ``(ΣJ_f,)``; all of them unless given
+        :return: the regime, an int or an array of shape ``(m,)``, and the point of an action
         :raises ValueError: naming the environment, the value and what is allowed, if the action is outside the action space
             or its regime is masked
         """
-        discrete, box = split_hybrid_space(self.action_space)
+        _, box = split_hybrid_space(self.action_space)
         try:
             regime, point = action
             point = np.asarray(point, dtype=np.float32)
-            index = int(regime)
+            index = np.asarray(regime).astype(np.int64) if self.factors.many else int(regime)
         except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{self.name}: an action is a pair (regime, point), got {action!r}") from error
-        if np.ndim(regime) or index != regime or not discrete.contains(index):
-            raise ValueError(f"{self.name}: regime {regime} is not one of 0..{int(discrete.n) - 1}")
-        if mask is not None and not mask[index]:
-            raise ValueError(
-                f"{self.name}: regime {index} is masked in this state; allowed are {np.flatnonzero(mask).tolist()}"
-            )
+        self.factors.check(self.name, regime, mask)
         if point.shape != box.shape:
             raise ValueError(f"{self.name}: the point of an action has shape {box.shape}, got {point.shape}")
         outside = np.flatnonzero(~((point >= box.low) & (point <= box.high) & np.isfinite(point)))

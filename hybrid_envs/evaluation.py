@@ -38,9 +38,9 @@ class Choices(NamedTuple):
     """What a policy weighs up at each of a batch of observations: more than the one action that ``predict`` returns."""
 
     probabilities: np.ndarray
-    """Of each regime, shape ``(batch, J)``."""
+    """Of each regime, shape ``(batch, J)``; of several factors ``(batch, m, J)``, 0 where a factor has no regime j."""
     points: np.ndarray
-    """The b it would choose in each regime, shape ``(batch, J, n)``."""
+    """The b it would choose in each regime, or coordinate by coordinate in each regime of its factor, ``(batch, J, n)``."""
 
 
 PolicyFunction = Callable[[np.ndarray], Choices]
@@ -96,7 +96,7 @@ class ReferencePolicy(ABC):
         """
         :param observation: shape ``(batch, d)``
         :param period: periods since the start of each row's episode, int64, shape ``(batch,)``
-        :return: regimes, int64, shape ``(batch,)``, and points, shape ``(batch, n)``
+        :return: regimes, int64, shape ``(batch,)`` or ``(batch, m)``, and points, shape ``(batch, n)``
         """
 
     def predict(
@@ -123,7 +123,8 @@ class ReferencePolicy(ABC):
         if episode_start is not None:
             period = np.where(episode_start, 0, period)
         regimes, points = self.act(batch, period)
-        actions = list(zip(regimes.tolist(), points.astype(np.float32), strict=True))
+        of_row = regimes.tolist() if regimes.ndim == 1 else list(regimes)
+        actions = list(zip(of_row, points.astype(np.float32), strict=True))
         return (actions[0] if np.ndim(observation) == 1 else actions), (period + 1,)
 
 
@@ -190,7 +191,7 @@ def greedy_episode(env: HybridEnv, policy: PolicyFunction) -> tuple[np.ndarray, 
         for t in range(env.horizon):
             observations.append(to_numpy(env.observation(state)))
             choices.append(policy(observations[-1]))
-            regime = choices[-1].probabilities.argmax(axis=1)
-            point = torch.as_tensor(choices[-1].points[0, regime], dtype=env.dtype, device=env.device)
-            state = env.step_torch(state, HybridAction(torch.as_tensor(regime, device=env.device), point), noise[t]).state
+            regime = torch.as_tensor(choices[-1].probabilities.argmax(axis=-1), device=env.device)
+            points = torch.as_tensor(choices[-1].points, dtype=env.dtype, device=env.device)
+            state = env.step_torch(state, HybridAction(regime, env.factors.choose(points, regime)), noise[t]).state
     return np.concatenate(observations), Choices(*(np.concatenate(part) for part in zip(*choices, strict=True)))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.core import HybridEnv, StepResult
-from hybrid_envs.spaces import HybridAction, allowed_regimes
+from hybrid_envs.spaces import HybridAction
 
 
 class HybridEnvError(AssertionError):
@@ -126,7 +126,8 @@ def require_equal(env: HybridEnv, where: str, got: Any, expected: Any, mend: str
 
 def reach(env: HybridEnv, regime: torch.Tensor, far: float | torch.Tensor = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Where to draw b from: the bounds of its regime, and ``far`` times its typical magnitude where there is none."""
-    low, high = torch.tensor(env.action_bounds, dtype=env.dtype, device=env.device)[regime].unbind(-1)
+    bounds = torch.tensor(env.action_bounds, dtype=env.dtype, device=env.device).expand(len(regime), -1, -1, -1)
+    low, high = (env.factors.choose(side, regime) for side in bounds.unbind(-1))
     scale = far * torch.tensor(env.action_scale, dtype=env.dtype, device=env.device)
     return (
         torch.where(low.isfinite(), low, torch.where(high.isfinite(), high - scale, -scale)),
@@ -144,11 +145,13 @@ def permitted(env: HybridEnv, state: Any, regime: torch.Tensor) -> torch.Tensor:
     """The given regimes where the environment allows them, else its first allowed one; its mask is checked."""
     if not env.masks_regimes:
         return regime
-    mask = require_tensor(env, "regime_mask()", call_hook(env, "regime_mask", state), (len(regime), env.n_regimes), torch.bool)
-    for row in (~mask.any(1)).nonzero().flatten().tolist():
+    shape = (len(regime), env.factors.total)
+    mask = require_tensor(env, "regime_mask()", call_hook(env, "regime_mask", state), shape, torch.bool)
+    for row, *factor in (~env.factors.leaves_a_choice(mask)).nonzero().tolist():
+        which = f" of factor {factor[0]}" if factor else ""
         mend = "leave at least one regime wherever the episode goes on; where it ends, say so in terminal()"
-        fail(env, "regime_mask()", f"allows no regime in period {int(state.period[row])} (row {row})", mend)
-    return allowed_regimes(regime, mask)
+        fail(env, "regime_mask()", f"allows no regime{which} in period {int(state.period[row])} (row {row})", mend)
+    return env.factors.allowed(regime, mask)
 
 
 def random_rollout(env: HybridEnv, seed: int, copies: int = 3) -> Iterator[Probe]:

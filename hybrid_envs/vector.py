@@ -8,7 +8,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space
 
-from hybrid_envs.checks import check_count, require_allowed, require_finite, to_numpy
+from hybrid_envs.checks import check_count, require_choice, require_finite, to_numpy
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.episode import load_episode, save_episode
 from hybrid_envs.spaces import HybridAction
@@ -65,14 +65,14 @@ class HybridVectorEnv(gym.vector.VectorEnv):
 
     def regime_mask(self) -> torch.Tensor | None:
         """
-        :return: which regimes may be taken in the present states, bool, shape ``(num_envs, J)``; ``None`` if the environment
-            masks none
+        :return: which regimes may be taken in the present states, bool, shape ``(num_envs, J)``, of several factors
+            ``(num_envs, ΣJ_f)``; ``None`` if the environment masks none
         :raises ValueError: if some state allows no regime
         """
         if not self.env.masks_regimes:
             return None
         mask = self.env.regime_mask(self.state)
-        require_allowed(self.env.name, mask, self.state.period)
+        require_choice(self.env.name, self.env.factors.leaves_a_choice(mask), self.state.period)
         return mask
 
     def advance(self, action: HybridAction) -> tuple[StepResult, torch.Tensor]:
@@ -80,10 +80,10 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         One period in torch. The states keep their history: called with gradients enabled, costs of later periods are
         differentiable in the actions of earlier ones. Gradients are cut where a scenario is reset.
 
-        :param action: (x, b), shapes ``(num_envs,)`` and ``(num_envs, n)``
+        :param action: (x, b), shapes ``(num_envs,)``, of several factors ``(num_envs, m)``, and ``(num_envs, n)``
         :return: the result before any reset, and which scenarios have ended, bool ``(num_envs,)``
         """
-        result = self.env.step_torch(self.state, action, self.noise[self.state.period, self._rows])
+        result = self.env.step_torch(self.state, action, self.present_noise())
         done = result.terminated | result.truncated
         self.state = result.state
         if done.any():
@@ -108,9 +108,21 @@ class HybridVectorEnv(gym.vector.VectorEnv):
             )
         self.state, self.noise = load_episode(self, self.env.name, self.env.template(), self.generator, saved)
 
+    def present_noise(self) -> torch.Tensor:
+        """
+        :return: ξ of the present period of each scenario, shape ``(num_envs, ...)``
+        """
+        return self.noise[self.state.period, self._rows]
+
+    def present(self) -> tuple[Any, torch.Tensor]:
+        """
+        :return: the present states, without their history, and the noise of their periods
+        """
+        return type(self.state)(*(field.detach() for field in self.state)), self.present_noise()
+
     def detach(self) -> None:
         """Forget how the present states came about: gradients will not flow past this moment."""
-        self.state = type(self.state)(*(field.detach() for field in self.state))
+        self.state, _ = self.present()
 
     def discount_gradient(self, gamma: float) -> None:
         """
@@ -137,27 +149,26 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         self, actions: tuple[np.ndarray, np.ndarray]
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """
-        :param actions: regimes, shape ``(num_envs,)``, and points, shape ``(num_envs, n)``
+        :param actions: regimes, shape ``(num_envs,)``, of several factors ``(num_envs, m)``; and points, ``(num_envs, n)``
         :raises ValueError: if an action lies outside the action space or its regime is masked
         :raises FloatingPointError: if a state or cost is no longer finite
         """
         if self.state is None:
             raise gym.error.ResetNeeded(f"{self.env.name}: call reset() before step()")
         regimes, points = (np.asarray(part) for part in actions)
-        if regimes.shape != (self.num_envs,) or points.shape != (self.num_envs, self.env.action_size):
-            raise ValueError(
-                f"{self.env.name}: actions must have shapes ({self.num_envs},) and ({self.num_envs}, {self.env.action_size}), "
-                f"got {regimes.shape} and {points.shape}"
-            )
+        shapes = self.env.factors.shape(self.num_envs), (self.num_envs, self.env.action_size)
+        if (regimes.shape, points.shape) != shapes:
+            got = f"{regimes.shape} and {points.shape}"
+            raise ValueError(f"{self.env.name}: actions must have shapes {shapes[0]} and {shapes[1]}, got {got}")
         points = points.astype(np.float32)
         mask = self.regime_mask()
-        masks = None if mask is None else mask.cpu().numpy()
         if (
             regimes.dtype.kind not in "iu"
             or not np.isfinite(points).all()
             or not self.action_space.contains((regimes.astype(np.int64), points))
-            or (masks is not None and not masks[np.arange(self.num_envs), regimes].all())
+            or not self.env.factors.permits(torch.as_tensor(regimes.astype(np.int64), device=self.env.device), mask).all()
         ):
+            masks = None if mask is None else mask.cpu().numpy()
             for i, action in enumerate(zip(regimes, points, strict=True)):
                 self.env.check_action(action, None if masks is None else masks[i])
         with torch.no_grad():

@@ -7,21 +7,23 @@ from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
-from hybrid_envs.spaces import hybrid_action_space, split_hybrid_space
+from hybrid_envs.factors import RegimeFactors
+from hybrid_envs.spaces import box_bounds, factors_of, hybrid_action_space
 
 __all__ = ["FlatActionWrapper", "PeerEnvWrapper"]
 
 
-class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.ndarray]], RecordConstructorArgs):
+class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[Any, np.ndarray]], RecordConstructorArgs):
     """
     Presents ``Tuple(Discrete(J), Box(shape=(n,)))`` as ``Box(-1, 1, (J + n,))``, so that any algorithm for continuous actions
-    (Stable-Baselines3's PPO or SAC, say) trains on a hybrid environment.
+    (Stable-Baselines3's PPO or SAC, say) trains on a hybrid environment. With ``MultiDiscrete([J_1..J_m])`` J is the sum ΣJ_f.
 
-    The first J entries score the regimes; the highest score is taken, the first of equals; of an environment with
-    ``action_masks()``, the highest score that is allowed. The last n entries are the point b,
+    The first J entries score the regimes, factor after factor; of each factor the highest score is taken, the first of equals;
+    of an environment with ``action_masks()``, the highest score that is allowed. The last n entries are the point b,
     each mapped affinely onto its interval in the regime taken. An infinite bound is replaced by a finite reach, so that -1 and
     1 stand for
 
@@ -36,23 +38,26 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.
     :raises ValueError: if ``span`` is not positive and finite
     """
 
-    def __init__(self, env: gym.Env[np.ndarray, tuple[int, np.ndarray]], span: float = 4.0):
+    def __init__(self, env: gym.Env[np.ndarray, tuple[Any, np.ndarray]], span: float = 4.0):
         RecordConstructorArgs.__init__(self, span=span)
         super().__init__(env)
-        discrete, box = split_hybrid_space(env.action_space)
         if not 0 < span < np.inf:
             raise ValueError(f"span must be positive and finite, got {span!r}")
-        self.n_regimes = int(discrete.n)
+        factors = getattr(env.unwrapped, "factors", None)
+        self.factors: RegimeFactors = factors_of(env.action_space) if factors is None else factors
         bounds = getattr(env.unwrapped, "action_bounds", None)
         if bounds is None:
-            bounds = np.broadcast_to(np.stack([box.low, box.high], axis=-1), (self.n_regimes, *box.shape, 2))
+            bounds = box_bounds(env.action_space)
         reach = np.broadcast_to(span * np.asarray(getattr(env.unwrapped, "action_scale", 1.0)), bounds.shape[:2])
         low, high = bounds[..., 0], bounds[..., 1]
-        self._low = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high - reach, -reach)).astype(np.float32)
-        self._high = np.where(np.isfinite(high), high, np.where(np.isfinite(low), low + reach, reach)).astype(np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (self.n_regimes + box.shape[0],), dtype=np.float32)
+        low, high = (
+            np.where(np.isfinite(low), low, np.where(np.isfinite(high), high - reach, -reach)),
+            np.where(np.isfinite(high), high, np.where(np.isfinite(low), low + reach, reach)),
+        )
+        self._bounds = np.stack([low, high], axis=-1).astype(np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (self.factors.total + bounds.shape[1],), dtype=np.float32)
 
-    def action(self, action: Any) -> tuple[int, np.ndarray]:
+    def action(self, action: Any) -> tuple[Any, np.ndarray]:
         """
         :param action: scores and scaled point, shape ``(J + n,)``
         :return: the regime and the point
@@ -64,13 +69,14 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[int, np.
         outside = np.flatnonzero(~(np.abs(flat) <= 1))
         if outside.size:
             raise ValueError(f"{self._name}: action[{outside[0]}] = {flat[outside[0]]} is outside [-1, 1]")
-        scores = flat[: self.n_regimes]
+        scores = flat[: self.factors.total]
         if self.env.has_wrapper_attr("action_masks"):
             scores = np.where(self.env.get_wrapper_attr("action_masks")(), scores, -np.inf)
-        regime = int(scores.argmax())
-        low, high = self._low[regime], self._high[regime]
-        share = (flat[self.n_regimes :] + 1) / 2
-        return regime, (low + share * (high - low)).clip(low, high)  # the clip undoes rounding only
+        regime = self.factors.by_factor(torch.from_numpy(scores), -np.inf).argmax(dim=-1).numpy()
+        low, high = self.factors.bounds_of(regime, self._bounds)
+        share = (flat[self.factors.total :] + 1) / 2
+        # the clip undoes rounding only
+        return (regime if self.factors.many else int(regime)), (low + share * (high - low)).clip(low, high)
 
     @property
     def _name(self) -> str:

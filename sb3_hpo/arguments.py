@@ -89,6 +89,7 @@ ALLOWED = {
     "share_features_extractor": SWITCH,
     "normalize_images": SWITCH,
     "squash_output": SWITCH,
+    "autoregressive": SWITCH,
     # optimizer_kwargs
     "eps": Allowed(float, 0),
     "weight_decay": Allowed(float, 0),
@@ -103,6 +104,12 @@ CLASSES: dict[str, tuple[type, str]] = {
     "rollout_buffer_class": (RolloutBuffer, "a subclass of Stable-Baselines3's RolloutBuffer, or None"),
 }
 """Arguments that are classes: from what they have to be derived, and how to say so."""
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "cross_term": (True, False, "auto"),
+    "ratio": ("joint", "component", None),
+    "credit": ("joint", "counterfactual", None),
+}
+"""Arguments that are one of a few values."""
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -122,8 +129,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             base, words = CLASSES[name]
             if not (isinstance(value, type) and issubclass(value, base)):
                 raise ValueError(f"{name} must be {words}, got {value!r}")
-        elif name == "cross_term" and not (isinstance(value, bool) or (isinstance(value, str) and value == "auto")):
-            raise ValueError(f"cross_term must be True, False or 'auto', got {value!r}")
+        elif name in CHOICES and not any(type(value) is type(choice) and value == choice for choice in CHOICES[name]):
+            *first, last = map(repr, CHOICES[name])
+            raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
         elif name == "betas":
             if not isinstance(value, list | tuple) or len(value) != 2:
                 raise ValueError(f"betas must be a pair of numbers, got {value!r}")

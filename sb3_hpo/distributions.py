@@ -1,5 +1,6 @@
 """The distribution of a hybrid action: a categorical regime, and a point that follows from it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,8 +8,10 @@ import torch
 from stable_baselines3.common.distributions import Distribution
 from torch import nn
 from torch.distributions import Categorical, Normal
+from torch.nn import functional as F
 from typing_extensions import Self
 
+from hybrid_envs.factors import RegimeFactors
 from hybrid_envs.spaces import pack, unpack
 
 MASKED_LOGIT = -1e30
@@ -17,76 +20,254 @@ MASKED_LOGIT = -1e30
 
 def mask_logits(logits: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """
-    :param logits: of the regimes, shape ``(batch, J)``
+    :param logits: of the regimes, flat, shape ``(batch, ΣJ_f)``
     :param mask: which of them may be taken, bool, same shape; all of them if ``None``
     :return: the same where allowed, else :data:`MASKED_LOGIT`, which passes no gradient
     """
     return logits if mask is None else torch.where(mask, logits, MASKED_LOGIT)
 
 
-def mask_tensor(masks: Any, shape: tuple[int, int], device: torch.device) -> torch.Tensor:
+def mask_tensor(masks: Any, batch_size: int, factors: RegimeFactors, device: torch.device) -> torch.Tensor:
     """
-    :param masks: which regimes may be taken, as an environment's ``action_masks()`` or a caller of ``predict`` says
-    :param shape: ``(batch, J)``; a mask for a batch of one may lack the first dimension
-    :return: bool, of the given shape
-    :raises ValueError: if the shape is another, or a row allows no regime
+    :param masks: which regimes may be taken, as an environment's ``action_masks()`` or a caller of ``predict`` says, flat; for
+        a batch of one it may lack the first dimension
+    :param batch_size: number of environments
+    :param factors: of the regime
+    :return: bool, shape ``(batch, ΣJ_f)``
+    :raises ValueError: if the shape is another, or a row allows no regime of some factor
     """
-    array = np.asarray(masks, dtype=bool)
+    array, shape = np.asarray(masks, dtype=bool), (batch_size, factors.total)
     if array.shape == shape[1:]:
         array = array[None]
     if array.shape != shape:
         raise ValueError(f"action_masks must have shape {shape}, one entry per environment and regime, got {array.shape}")
-    stuck = np.flatnonzero(~array.any(axis=1))
-    if stuck.size:
-        raise ValueError(f"action_masks allows no regime in environment {stuck[0]}; at least one must be left")
-    return torch.as_tensor(array, device=device)
+    mask = torch.as_tensor(array, device=device)
+    stuck = (~factors.leaves_a_choice(mask)).nonzero()
+    if len(stuck):
+        row, *factor = stuck[0].tolist()
+        which = f" of factor {factor[0]}" if factor else ""
+        raise ValueError(f"action_masks allows no regime{which} in environment {row}; at least one must be left")
+    return mask
+
+
+class Coupling(nn.Module):
+    """
+    What makes the factors of a regime depend on each other: the logits of factor f are raised by Σ_{g<f} W_{f,g} e(x_g), with
+    e(x_g) the one-hot choice of factor g. W is 0 at first.
+
+    :param factors: of the regime
+    """
+
+    def __init__(self, factors: RegimeFactors):
+        super().__init__()
+        size = factors.n_factors * factors.largest
+        self.weight = nn.Parameter(torch.zeros(size, size))
+        of_factor = torch.arange(size) // factors.largest
+        self.before: torch.Tensor
+        self.register_buffer("before", of_factor.unsqueeze(1) < of_factor)
+
+    def forward(self, choices: torch.Tensor) -> torch.Tensor:
+        """
+        :param choices: one-hot, by factor, shape ``(batch, m, J)``
+        :return: what is added to the logits, same shape
+        """
+        return (choices.flatten(1) @ (self.weight * self.before)).view_as(choices)
+
+
+class RegimeDistribution:
+    """
+    π_φ(x | s). Factors are drawn independently, π(x | s) = Π_f π_f(x_f | s), unless ``active_limits`` or a
+    :class:`Coupling` ties them together: then one after the other, π(x | s) = Π_f π_f(x_f | s, x_1..x_{f-1}).
+
+    :param logits: of the regimes, flat, shape ``(batch, ΣJ_f)``
+    :param factors: of the regime
+    :param mask: which regimes may be taken, flat, bool, same shape; all of them unless given
+    :param coupling: of the factors; none unless given
+    """
+
+    def __init__(
+        self,
+        logits: torch.Tensor,
+        factors: RegimeFactors,
+        mask: torch.Tensor | None = None,
+        coupling: Coupling | None = None,
+    ):
+        self.factors, self.coupling = factors, coupling
+        self.logits = factors.by_factor(mask_logits(logits, mask), MASKED_LOGIT)
+        self.sequential = coupling is not None or factors.active_limits is not None
+        self.independent = None if self.sequential else Categorical(logits=self.logits, validate_args=False)
+
+    def given(self, regime: torch.Tensor) -> Categorical:
+        """
+        :param regime: x, shape ``(batch,)`` or ``(batch, m)``
+        :return: the distribution of each factor, given those of x before it; batch shape ``(batch,)`` or ``(batch, m)``
+        """
+        if self.independent is not None:
+            return self.independent
+        logits = self.logits
+        if self.coupling is not None:
+            coupled = logits + self.coupling(F.one_hot(regime, self.factors.largest).to(logits.dtype))
+            logits = torch.where(logits > MASKED_LOGIT, coupled, logits)
+        if self.factors.active_limits is not None:
+            logits = self._within_limits(logits, regime)
+        return Categorical(logits=logits, validate_args=False)
+
+    def _within_limits(self, logits: torch.Tensor, regime: torch.Tensor) -> torch.Tensor:
+        """Forbid what would leave the factors behind no way to keep to ``active_limits``."""
+        assert self.factors.active_limits is not None
+        least, greatest = self.factors.active_limits
+        possible = self.logits > MASKED_LOGIT
+        active, can, must = regime != 0, possible[..., 1:].any(-1), ~possible[..., 0]
+        before = active.cumsum(1) - active.long()
+        can_later, must_later = (later.flip(1).cumsum(1).flip(1) - later.long() for later in (can, must))
+        rest_allowed = before + can_later >= least
+        active_allowed = before + 1 + must_later <= greatest
+        allowed = active_allowed.unsqueeze(-1).repeat(1, 1, logits.shape[-1])
+        allowed[..., 0] = rest_allowed
+        return torch.where(allowed, logits, MASKED_LOGIT)
+
+    def sample(self, generator: torch.Generator | None = None) -> torch.Tensor:
+        """
+        :param generator: source of randomness; torch's global one unless given
+        :return: x, shape ``(batch,)`` or ``(batch, m)``
+        """
+
+        def draw(of_factor: Categorical) -> torch.Tensor:
+            probabilities = of_factor.probs
+            drawn = torch.multinomial(probabilities.flatten(0, -2), 1, True, generator=generator)
+            return drawn.view(probabilities.shape[:-1])
+
+        return self._pick(draw)
+
+    def draw_by(self, uniform: torch.Tensor) -> torch.Tensor:
+        """
+        :param uniform: numbers in [0, 1), one for each factor, shape ``(batch,)`` or ``(batch, m)``
+        :return: x, by the inverse of the cumulative distribution, shape ``(batch,)`` or ``(batch, m)``
+        """
+        columns = iter(uniform.unbind(1) if self.sequential else (uniform,))
+
+        def draw(of_factor: Categorical) -> torch.Tensor:
+            return (next(columns).unsqueeze(-1) > of_factor.probs.cumsum(-1)).sum(-1)
+
+        # where the last sum has been rounded to less than 1, a number may exceed all of them
+        drawn, last = self._pick(draw), torch.tensor(self.factors.sizes, device=uniform.device) - 1
+        return drawn.minimum(last if self.factors.many else last[0])
+
+    def mode(self) -> torch.Tensor:
+        """
+        :return: the likeliest regime, of each factor in turn, shape ``(batch,)`` or ``(batch, m)``
+        """
+        return self._pick(lambda of_factor: of_factor.logits.argmax(dim=-1))
+
+    @torch.no_grad()
+    def _pick(self, pick: Callable[[Categorical], torch.Tensor]) -> torch.Tensor:
+        if self.independent is not None:
+            return pick(self.independent)
+        x = torch.zeros(self.logits.shape[:-1], dtype=torch.int64, device=self.logits.device)
+        for f in range(self.factors.n_factors):
+            x[:, f] = pick(Categorical(logits=self.given(x).logits[:, f], validate_args=False))
+        return x
+
+    def log_prob(self, regime: torch.Tensor) -> torch.Tensor:
+        """
+        :param regime: x, shape ``(batch,)`` or ``(batch, m)``
+        :return: log π_f(x_f | s), or given the factors before it, same shape; log π(x | s) is the sum over factors
+        """
+        return self.given(regime).log_prob(regime)
 
 
 class HybridDistribution(Distribution):
     """
-    π(x, b | s) = π_φ(x | s) · π_κ(b | s, x): a softmax over regimes, and around the chosen regime's candidate b^x either a
-    diagonal Gaussian or, without a standard deviation, nothing: b is then the candidate itself and has no density.
+    π(x, b | s) = π_φ(x | s) · π_κ(b | s, x): a softmax over the regimes of each factor, and around the chosen regime's
+    candidate b^x either a diagonal Gaussian or, without a standard deviation, nothing: b is then the candidate itself and has
+    no density.
 
-    Actions are packed, shape ``(batch, 1 + n)``.
+    Actions are packed, shape ``(batch, m + n)``. Log-probabilities and entropies are those of the whole action, shape
+    ``(batch,)``, or apart for each of its *components*, shape ``(batch, K)``: the factors of the regime, and behind them, for
+    each factor that bounds coordinates of b, the density of these, and that of those without a factor.
+
+    :param factors: of the regime; a Discrete's unless given
+    :param by_component: whether components are told apart
     """
 
-    regimes: Categorical
+    regimes: RegimeDistribution
     candidates: torch.Tensor
     std: torch.Tensor | None
+
+    def __init__(self, factors: RegimeFactors | None = None, by_component: bool = False):
+        super().__init__()
+        self.factors, self.by_component = factors, by_component
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
         raise NotImplementedError("the policy builds its networks")
 
-    def proba_distribution(self, logits: torch.Tensor, candidates: torch.Tensor, std: torch.Tensor | None = None) -> Self:
+    def proba_distribution(
+        self,
+        logits: torch.Tensor,
+        candidates: torch.Tensor,
+        std: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        coupling: Coupling | None = None,
+    ) -> Self:
         """
-        :param logits: of the regimes, shape ``(batch, J)``
+        :param logits: of the regimes, flat, shape ``(batch, ΣJ_f)``
         :param candidates: b^1..b^J, shape ``(batch, J, n)``
         :param std: standard deviation of b, shape ``(n,)``; ``None`` for a deterministic point
+        :param mask: which regimes may be taken, flat, bool; all of them unless given
+        :param coupling: of the factors; none unless given
         """
-        self.regimes = Categorical(logits=logits, validate_args=False)
+        if self.factors is None:
+            self.factors = RegimeFactors(logits.shape[1], np.zeros(candidates.shape[2], np.int64))
+        self.regimes = RegimeDistribution(logits, self.factors, mask, coupling)
         self.candidates = candidates
         self.std = std
         return self
 
     def points(self, regime: torch.Tensor) -> torch.Tensor:
         """
-        :param regime: x, shape ``(batch,)``
+        :param regime: x, shape ``(batch,)`` or ``(batch, m)``
         :return: the candidates b^x of the given regimes, shape ``(batch, n)``
         """
-        return choose(self.candidates, regime)
+        assert self.factors is not None
+        return self.factors.choose(self.candidates, regime)
+
+    def _put_together(self, of_factors: torch.Tensor, of_points: torch.Tensor | None) -> torch.Tensor:
+        """
+        :param of_factors: shape ``(batch,)`` or ``(batch, m)``
+        :param of_points: of each coordinate, shape ``(batch, n)``; ``None`` without a density
+        """
+        assert self.factors is not None
+        if self.by_component:
+            columns = self.factors.columns(of_factors)
+            if of_points is None:
+                return columns if self.factors.many else of_factors
+            owners = [torch.as_tensor(self.factors.factor_of == f) for f in np.unique(self.factors.factor_of)]
+            blocks = [of_points[:, owned.to(of_points.device)].sum(dim=1, keepdim=True) for owned in owners]
+            return torch.cat([columns, *blocks], dim=1)
+        total = of_factors.sum(dim=1) if self.factors.many else of_factors
+        return total if of_points is None else total + of_points.sum(dim=1)
 
     def log_prob(self, actions: torch.Tensor) -> torch.Tensor:
-        regime, point = unpack(actions)
-        log_prob = self.regimes.log_prob(regime)
+        regime, point = unpack(actions, self.factors)
+        density = None
         if self.std is not None:
-            log_prob = log_prob + Normal(self.points(regime), self.std, validate_args=False).log_prob(point).sum(dim=1)
-        return log_prob
+            density = Normal(self.points(regime), self.std, validate_args=False).log_prob(point)
+        return self._put_together(self.regimes.log_prob(regime), density)
 
-    def entropy(self) -> torch.Tensor:
-        entropy = self.regimes.entropy()
+    def entropy(self, actions: torch.Tensor | None = None) -> torch.Tensor:
+        """
+        :param actions: packed, drawn from this distribution: where factors are drawn one after the other, their entropies are
+            those given the choices before; new ones are drawn unless given
+        """
+        if self.regimes.independent is None:
+            regime = self.regimes.sample() if actions is None else unpack(actions, self.factors).regime
+            of_factors = self.regimes.given(regime).entropy()
+        else:
+            of_factors = self.regimes.independent.entropy()
+        density = None
         if self.std is not None:
-            entropy = entropy + Normal(torch.zeros_like(self.std), self.std).entropy().sum()
-        return entropy
+            density = Normal(torch.zeros_like(self.std), self.std).entropy().expand(len(of_factors), -1)
+        return self._put_together(of_factors, density)
 
     def sample(self) -> torch.Tensor:
         regime = self.regimes.sample()
@@ -94,7 +275,7 @@ class HybridDistribution(Distribution):
         return pack(regime, point if self.std is None else Normal(point, self.std, validate_args=False).rsample())
 
     def mode(self) -> torch.Tensor:
-        regime = self.regimes.logits.argmax(dim=1)
+        regime = self.regimes.mode()
         return pack(regime, self.points(regime))
 
     def actions_from_params(
@@ -107,12 +288,3 @@ class HybridDistribution(Distribution):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         actions = self.actions_from_params(logits, candidates, std)
         return actions, self.log_prob(actions)
-
-
-def choose(candidates: torch.Tensor, regime: torch.Tensor) -> torch.Tensor:
-    """
-    :param candidates: one row per regime, shape ``(batch, J, n)``
-    :param regime: shape ``(batch,)``
-    :return: the rows of the given regimes, shape ``(batch, n)``
-    """
-    return candidates[torch.arange(len(regime), device=regime.device), regime]

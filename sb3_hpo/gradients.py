@@ -6,6 +6,7 @@ undiscounted sums over the periods of ``noise``; gradients are those of the cost
 (Alvo, Russo, Kanoria 2026, arXiv 2605.14297) is put together here from the two terms in :mod:`sb3_hpo.losses`.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +51,8 @@ MAX_SEQUENCES = 4096
 
 Baseline = Callable[[Rollout], torch.Tensor]
 """v: from a rollout to values in units of reward, shape ``(T, batch)``. Entry (t, i) must not depend on the regimes that
-scenario i takes from period t on; any function of ``rollout.observations[t]`` complies."""
+scenario i takes from period t on; any function of ``rollout.observations[t]`` complies. Or a baseline for each independent
+factor of a regime, shape ``(T, batch, m)``: that of factor f may see what the others take in period t."""
 
 
 @dataclass(frozen=True)
@@ -82,19 +84,22 @@ def every_sequence(
     :param initial_state: s_0 of each scenario
     :param noise: scenarios, shape ``(T, n_scenarios, ...)``
     :param max_sequences: the most sequences to enumerate
-    :return: states, noise and regimes of ``n_scenarios · J^T`` rows; the rows of one scenario are adjacent
+    :return: states, noise and regimes of ``n_scenarios · J^T`` rows; the rows of one scenario are adjacent. Of several
+        factors J is the product of their numbers of regimes
     :raises ValueError: with the count, if J^T exceeds ``max_sequences``
     """
     horizon, n_scenarios = noise.shape[:2]
-    count = env.n_regimes**horizon
+    n_regimes = math.prod(env.factors.sizes)
+    count = n_regimes**horizon
     if count > max_sequences:
         raise ValueError(
-            f"{env.name}: {env.n_regimes} regimes over {horizon} periods make {count} regime sequences, more than "
+            f"{env.name}: {n_regimes} regimes over {horizon} periods make {count} regime sequences, more than "
             f"max_sequences = {max_sequences}; shorten the scenarios or raise the limit"
         )
-    regime = torch.arange(env.n_regimes, device=noise.device)
-    sequences = torch.cartesian_prod(*[regime] * horizon).view(count, horizon)
-    return repeat_rows(initial_state, count), noise.repeat_interleave(count, dim=1), sequences.T.repeat(1, n_scenarios)
+    every = torch.arange(n_regimes, device=noise.device)
+    sequences = torch.cartesian_prod(*[every] * horizon).view(count, horizon).T.repeat(1, n_scenarios)
+    regimes = env.factors.every(noise.device)[sequences]
+    return repeat_rows(initial_state, count), noise.repeat_interleave(count, dim=1), regimes
 
 
 def exact_cost(
@@ -174,9 +179,13 @@ def _pathwise(batch: Batch, rewards: torch.Tensor) -> torch.Tensor:
 def _score(batch: Batch, rollout: Rollout, options: EstimatorOptions) -> torch.Tensor:
     """Σ_i w_i Σ_t log π(x_t | s_t) (G_t - v); :func:`~sb3_hpo.losses.score_loss` takes the mean."""
     advantages = returns(rollout.rewards, options.cost_to_go)
+    weights, log_probs = batch.weights * advantages.numel(), rollout.log_probs
     if options.baseline is not None:
-        advantages = advantages - options.baseline(rollout)
-    return score_loss(rollout.log_probs, advantages * batch.weights * advantages.numel())
+        baseline = options.baseline(rollout)
+        if baseline.dim() == 3:  # one for each factor
+            advantages, weights, log_probs = advantages.unsqueeze(2), weights.unsqueeze(1), rollout.factor_log_probs
+        advantages = advantages - baseline
+    return score_loss(log_probs, advantages * weights)
 
 
 def _mixed(batch: Batch, options: EstimatorOptions, live_score: bool = True) -> torch.Tensor:
@@ -187,14 +196,24 @@ def _mixed(batch: Batch, options: EstimatorOptions, live_score: bool = True) -> 
 def _branched(batch: Batch, options: EstimatorOptions) -> torch.Tensor:
     """
     The mixed surrogate with Σ_j ∇π_φ(j | s_t) Q(s_t, j) for ∇log π_φ(x_t | s_t) G_t: the same mean given s_t, without the
-    noise of drawing x_t, and Q from branches that differ in one regime.
+    noise of drawing x_t, and Q from branches that differ in one regime. Of several independent factors one is summed over at a
+    time, the others being as drawn.
     """
+    if getattr(batch.policy, "coupling", None) is not None or batch.env.factors.active_limits is not None:
+        raise ValueError("branched gradients need independent factors; these are drawn one after the other")
     rollout = batch.play()
-    values = branched_returns(*batch[:2], rollout.states, batch.noise, depth=options.branch_depth, generator=batch.generator)
+    values = branched_returns(
+        *batch[:2],
+        rollout.states,
+        batch.noise,
+        rollout.regimes,
+        depth=options.branch_depth,
+        generator=batch.generator,
+    )
     pi = rollout.log_pi.detach().exp()
-    advantages = values - (pi * values).sum(dim=2, keepdim=True)
-    weights = pi * batch.weights.unsqueeze(1) * pi.numel()  # ∇π = π ∇log π
-    return _pathwise(batch, rollout.rewards) + score_loss(rollout.log_pi, weights * advantages)
+    advantages = values - (pi * values).sum(dim=-1, keepdim=True)
+    weights = pi * batch.weights.view(-1, *[1] * (pi.dim() - 2)) * rollout.rewards.numel()  # ∇π = π ∇log π
+    return _pathwise(batch, rollout.rewards) + score_loss(rollout.log_pi.flatten(2), (weights * advantages).flatten(2))
 
 
 def _relaxed(batch: Batch, options: EstimatorOptions, straight_through: bool) -> torch.Tensor:

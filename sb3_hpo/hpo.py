@@ -17,9 +17,10 @@ from torch.nn.utils import parameters_to_vector
 from typing_extensions import Self
 
 from hybrid_envs.checks import check_count
+from hybrid_envs.core import StepResult
 from hybrid_envs.spaces import HybridAction, append_mask, pack, packed_size
 from sb3_hpo.arguments import check_argument, check_arguments, make_schedule
-from sb3_hpo.distributions import choose, mask_logits
+from sb3_hpo.credit import Decision, counterfactual_baseline, joined
 from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.losses import pathwise_loss, score_loss
 from sb3_hpo.policies import DeterministicPointPolicy
@@ -40,7 +41,7 @@ class LiveRollout(NamedTuple):
     future: torch.Tensor
     """Value of the last states, 0 where the episode has ended, shape ``(n_envs,)``."""
     log_probs: torch.Tensor
-    """Of the sampled regimes, shape ``(n_steps, n_envs)``."""
+    """Of the sampled regimes, shape ``(n_steps, n_envs)``; of several factors ``(n_steps, n_envs, m)``."""
 
 
 class HPO(HybridPPO):
@@ -66,6 +67,9 @@ class HPO(HybridPPO):
     :param point_noise: standard deviation of the Gaussian noise that is added to the tower's raw outputs while scenarios are
         simulated; a number, a schedule, or ``"lin_V"``. Gradients pass through the sum, so that the estimator remains
         unbiased, for the noisy policy. For problems whose costs jump in the state, which no derivative sees
+    :param credit: with several factors, whether each is judged by the advantage of the whole regime (``"joint"``), or against
+        its own counterfactual baseline (``"counterfactual"``), for which every alternative of every factor is simulated for
+        one period. Unless given, ``"counterfactual"`` where factors are independent
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
     :param learning_rate: of the discrete network; a number, a schedule, or ``"lin_V"`` for a linear decay from V to 0
     :param continuous_learning_rate: of the continuous network, likewise; ``None`` for that of the discrete network
@@ -93,6 +97,7 @@ class HPO(HybridPPO):
         cross_term: bool | Literal["auto"] = True,
         pathwise_weight: float = 1.0,
         point_noise: float | str | Schedule = 0.0,
+        credit: Literal["joint", "counterfactual"] | None = None,
         normalize_reward: bool = True,
         learning_rate: float | str | Schedule = 1e-3,
         continuous_learning_rate: float | str | Schedule | None = "lin_1e-3",
@@ -109,7 +114,7 @@ class HPO(HybridPPO):
         **ppo_kwargs: Any,
     ):
         own = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "normalize_reward": normalize_reward}
-        check_arguments(own | {"cross_term": cross_term})
+        check_arguments(own | {"cross_term": cross_term, "credit": credit})
         if env is not None:
             env = simulated(env, n_scenarios)
             n_scenarios = env.num_envs
@@ -123,6 +128,7 @@ class HPO(HybridPPO):
         self.cross_term = cross_term
         self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
         self.pathwise_weight = pathwise_weight
+        self.credit = credit
         self.point_noise_schedule = make_schedule("point_noise", point_noise)
         self.normalize_reward = normalize_reward
         self.component_learning_rates = {
@@ -153,9 +159,24 @@ class HPO(HybridPPO):
         if self.env is not None:
             LiveView(self.env).simulator.to(self.device)
         super()._setup_model()
+        self.counterfactual = self._credits_factors()
         self._live: LiveRollout | None = None
         self._gradient_norms: dict[str, list[float]] = defaultdict(list)
         self.policy.optimizer.register_step_pre_hook(self._clip_gradients)
+
+    def _credits_factors(self) -> bool:
+        """
+        :return: whether factors are judged against counterfactual baselines
+        :raises ValueError: if they should be, and cannot
+        """
+        independent = self.policy.factors.many and self.policy.coupling is None and self.policy.factors.active_limits is None
+        possible = independent and self.policy.by_component
+        if self.credit == "counterfactual" and not possible:
+            raise ValueError(
+                "credit = 'counterfactual' needs a regime of several independent factors and ratio = 'component'; here are "
+                f"{self.policy.factors!r}, autoregressive = {self.policy.autoregressive}, ratio = {self.ratio!r}"
+            )
+        return possible and self.credit != "joint"
 
     def train(self) -> None:
         """
@@ -174,6 +195,8 @@ class HPO(HybridPPO):
         """One step of κ along Theorem 1's gradient: the pathwise term plus, through live states, the cross term."""
         assert self._live is not None
         advantages = torch.as_tensor(self.rollout_buffer.advantages, device=self.device)
+        if advantages.dim() < self._live.log_probs.dim():
+            advantages = advantages.unsqueeze(2)  # one for all factors
         scale = advantages.new_tensor(1.0)
         if self.normalize_advantage:
             advantages = advantages - advantages.mean()
@@ -236,16 +259,21 @@ class HPO(HybridPPO):
         view.simulator.detach()
         noise_std = self.point_noise_schedule(self._current_progress_remaining)
         live_rewards, live_log_probs = [], []
+        joint = self.policy.factors.many and not self.policy.by_component
+        decisions: list[Decision] = []
         final_values = np.zeros((n_rollout_steps, env.num_envs), dtype=np.float32)
 
         for step in range(n_rollout_steps):
             obs = view.observation()
             mask = view.simulator.regime_mask()
-            logits = self.policy.regime_logits(obs if self.cross_term else obs.detach())
-            regimes = torch.distributions.Categorical(logits=mask_logits(logits, mask), validate_args=False)
+            regimes = self.policy.regimes(obs if self.cross_term else obs.detach(), mask)
             x = regimes.sample()
-            b = choose(self.policy.candidates(obs, noise_std), x)
+            candidates = self.policy.candidates(obs, noise_std)
+            b = self.policy.factors.choose(candidates, x)
             log_prob = regimes.log_prob(x)
+            if self.counterfactual:
+                here = view.simulator.present()
+                decisions.append(Decision(*here, x, candidates.detach(), regimes.given(x).probs.detach(), mask))
             new_obs, rewards, dones, infos = env.step(HybridAction(x, b))  # type: ignore[arg-type]
             view.simulator.discount_gradient(self.gamma)
             live_rewards.append(view.reward())
@@ -265,7 +293,7 @@ class HPO(HybridPPO):
                 rewards,
                 self._last_episode_starts,  # type: ignore[arg-type]
                 torch.as_tensor(self._values(self._last_obs)),
-                log_prob.detach(),
+                log_prob.detach().sum(dim=1) if joint else log_prob.detach(),
             )
             self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
 
@@ -273,6 +301,8 @@ class HPO(HybridPPO):
         scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
         rollout_buffer.rewards = rollout_buffer.rewards / scale + self.gamma * final_values
         rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
+        if self.counterfactual:
+            rollout_buffer.advantages = rollout_buffer.returns[..., None] - self._baselines(view, decisions, scale)
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
         # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
         # rescaling writes into weights that the graph needs as they were.
@@ -282,6 +312,19 @@ class HPO(HybridPPO):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _baselines(self, view: LiveView, decisions: list[Decision], scale: float) -> np.ndarray:
+        """
+        :param scale: of rewards
+        :return: B_f, see :func:`~sb3_hpo.credit.counterfactual_baseline`, shape ``(n_steps, n_envs, m)``
+        """
+
+        def outcome_value(result: StepResult) -> torch.Tensor:
+            following = self.policy.predict_values(view.scaled(result.observation)).flatten()
+            return view.reward(result) / scale + self.gamma * following.where(~result.terminated, 0.0)
+
+        baseline = counterfactual_baseline(view.simulator.env, joined(decisions), outcome_value)
+        return baseline.view(len(decisions), self.n_envs, -1).cpu().numpy()
 
     def _values(self, observations: Any) -> np.ndarray:
         """

@@ -1,6 +1,6 @@
 """PPO on ``Tuple(Discrete, Box)`` actions: the model-free baseline."""
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from gymnasium import spaces
@@ -31,11 +31,12 @@ class TupleActions(OnPolicyAlgorithm):
 class HybridPPO(PPO, TupleActions):
     """
     Proximal Policy Optimization with hybrid actions, on any Gymnasium environment whose action space is
-    ``Tuple(Discrete, Box)``; the environment need not be differentiable. The regime is categorical, the point Gaussian
-    around the regime's candidate, and both are learned by the score function.
+    ``Tuple(Discrete, Box)`` or ``Tuple(MultiDiscrete, Box)``; the environment need not be differentiable. The regime is
+    categorical, factor by factor, the point Gaussian around the regime's candidate. Both are learned by the score function.
 
     An environment with an ``action_masks()`` method (sb3_contrib's convention) says there, before every step, which regimes
-    may be taken, bool, shape ``(J,)``; no other is drawn, and the update sees the masks of the moment.
+    may be taken, bool, shape ``(J,)``, of several factors ``(ΣJ_f,)``; no other is drawn, and the update sees the masks of the
+    moment.
 
     Everything else is SB3's PPO, its arguments included.
 
@@ -43,8 +44,11 @@ class HybridPPO(PPO, TupleActions):
     :param env: environment, its id, or a VecEnv
     :param learning_rate: a number, a schedule, or ``"lin_3e-4"`` for a linear decay to 0
     :param ent_coef: entropy coefficient, likewise
+    :param ratio: what PPO's probability ratio is of, and so what is clipped: the whole action (``"joint"``), or each of its
+        components apart (``"component"``: a factor of the regime, or the coordinates of b that answer to one). Then the losses
+        and the KL divergence are means over components. Unless given, ``"component"`` with several factors, else ``"joint"``
     :param ppo_kwargs: the arguments of :class:`stable_baselines3.PPO`
-    :raises TypeError: if the action space is not ``Tuple(Discrete, Box)``
+    :raises TypeError: if the action space is not hybrid
     :raises ValueError: naming an argument outside what :data:`sb3_hpo.arguments.ALLOWED` allows
     """
 
@@ -63,9 +67,11 @@ class HybridPPO(PPO, TupleActions):
         *,
         learning_rate: float | str | Schedule = 3e-4,
         ent_coef: float | str | Schedule = 0.0,
+        ratio: Literal["joint", "component"] | None = None,
         **ppo_kwargs: Any,
     ):
-        check_arguments(ppo_kwargs)
+        check_arguments(ppo_kwargs | {"ratio": ratio})
+        self.ratio = ratio
         self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
         learning_rate = make_schedule("learning_rate", learning_rate)
         super().__init__(policy, env, learning_rate=learning_rate, ent_coef=self.ent_coef_schedule(1.0), **ppo_kwargs)
@@ -92,6 +98,24 @@ class HybridPPO(PPO, TupleActions):
         if self.env is not None:
             self.policy_kwargs = geometry(self.env) | self.policy_kwargs
         super()._setup_model()
+        if self.env is not None:
+            self._check_factors(self.env)
+        self.policy.by_component = self.policy.factors.many if self.ratio is None else self.ratio == "component"
+        if isinstance(self.rollout_buffer, HybridRolloutBuffer):
+            self.rollout_buffer.n_components = self.policy.n_components
+            self.rollout_buffer.reset()
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        super().set_env(env, force_reset)
+        assert self.env is not None
+        self._check_factors(self.env)
+
+    def _check_factors(self, env: VecEnv) -> None:
+        """
+        :raises ValueError: if the environment's factors bound other coordinates of b than the policy's do
+        """
+        if env.has_attr("factors") and (factors := env.get_attr("factors")[0]) != self.policy.factors:
+            raise ValueError(f"the model was made for {self.policy.factors!r}, but the environment has {factors!r}")
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
@@ -103,7 +127,7 @@ class HybridPPO(PPO, TupleActions):
 
         def ask_for_masks(policy: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             masks = np.stack(env.env_method("action_masks"))
-            return args, kwargs | {"action_masks": mask_tensor(masks, (env.num_envs, len(policy.action_bounds)), self.device)}
+            return args, kwargs | {"action_masks": mask_tensor(masks, env.num_envs, policy.factors, self.device)}
 
         # SB3 calls self.policy(obs) once a step. The hook adds the masks to that call, as long as the rollout lasts; so SB3's
         # rollout need not be written anew, and the policy remains a function of its arguments.
@@ -141,10 +165,13 @@ class HybridPPO(PPO, TupleActions):
 
 def geometry(env: VecEnv) -> dict[str, Any]:
     """
-    :return: the policy arguments on bounds and scales of actions and observations, as far as the environment states them
+    :return: the policy arguments on factors, bounds and scales, as far as the environment states them
     """
     names = ["action_bounds", "action_scale"]
     normalizer = unwrap_vec_normalize(env)
     if normalizer is None or not normalizer.norm_obs:  # VecNormalize scales observations itself
         names.append("observation_scale")
-    return {name: env.get_attr(name)[0] for name in names if env.has_attr(name)}
+    stated = {name: env.get_attr(name)[0] for name in names if env.has_attr(name)}
+    if env.has_attr("factors") and (factors := env.get_attr("factors")[0]).many:
+        stated |= {"factor_of": factors.factor_of, "active_limits": factors.active_limits}
+    return stated

@@ -25,10 +25,11 @@ def score_loss(log_probs: torch.Tensor, advantages: torch.Tensor) -> torch.Tenso
     Score function of the regimes (Theorem 1): its gradient is E Σ_t ∇ log π_φ(x_t | s_t) · (G_t - v). With respect to φ it
     is the policy gradient; with respect to κ, through live states s_t(κ), it is the cross term.
 
-    L = -mean_{t,i} log π(x_{t,i} | s_{t,i}) · A_{t,i}
+    L = -mean_{t,i} Σ_f log π_f(x_{t,i,f} | s_{t,i}) · A_{t,i,f}
 
-    :param log_probs: of the sampled regimes, shape ``(T, n_scenarios)``
+    :param log_probs: of the sampled regimes, shape ``(T, n_scenarios)``, of several factors ``(T, n_scenarios, m)``
     :param advantages: in units of reward, detached here, same shape
     :return: scalar, to be minimised
     """
-    return -(log_probs * advantages.detach()).mean()
+    weighted = log_probs * advantages.detach()
+    return -(weighted if weighted.dim() == 2 else weighted.sum(dim=2)).mean()

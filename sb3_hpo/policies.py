@@ -13,8 +13,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 from torch.nn import functional as F
 
-from hybrid_envs.spaces import append_mask, box_bounds, feasible_actions, split_hybrid_space, split_mask, unpack
-from sb3_hpo.distributions import HybridDistribution, mask_logits, mask_tensor
+from hybrid_envs.spaces import append_mask, box_bounds, factors_of, feasible_actions, split_hybrid_space, split_mask, unpack
+from sb3_hpo.distributions import Coupling, HybridDistribution, RegimeDistribution, mask_tensor
 
 __all__ = ["Component", "DeterministicPointPolicy", "HybridActorCriticPolicy", "HybridMultiInputPolicy", "Tower"]
 
@@ -109,17 +109,23 @@ class Component(nn.Module):
 
 class HybridActorCriticPolicy(ActorCriticPolicy):
     """
-    Policy for ``Tuple(Discrete(J), Box(n))`` actions, with separate networks for the regime's logits (``discrete``), the
-    tower of candidate points (``continuous``) and the value (``value``). The point is drawn from a Gaussian around the chosen
+    Policy for hybrid actions, with separate networks for the regime's logits (``discrete``), the tower of candidate points
+    (``continuous``) and the value (``value``). Of a regime with several factors, each has its own logits and each coordinate
+    of b one candidate per regime of its factor: ΣJ_f outputs, not ΠJ_f. The point is drawn from a Gaussian around the chosen
     candidate, with a learned state-independent standard deviation in units of ``action_scale``.
 
     :param observation_space: observation space
-    :param action_space: ``Tuple(Discrete, Box)``
+    :param action_space: ``Tuple(Discrete, Box)`` or ``Tuple(MultiDiscrete, Box)``
     :param lr_schedule: learning-rate schedule
     :param action_bounds: per-regime bounds, shape ``(J, n, 2)``; the Box's for every regime unless given
     :param action_scale: typical magnitude of b, shape ``(n,)``; 1 unless given
     :param observation_scale: typical magnitude of Box observations, shape ``(d,)``; the networks see observations divided by
         it; 1 unless given
+    :param factor_of: which factor of the regime bounds each coordinate of b, see
+        :class:`~hybrid_envs.factors.RegimeFactors`; none unless given
+    :param active_limits: likewise; the least and the greatest number of factors in another regime than 0
+    :param autoregressive: whether the logits of each factor depend on the choices before it; with independent factors some
+        policies cannot be expressed, such as "either unit, but not both"
     :param net_arch: hidden layers of every network, or a dict with ``discrete``, ``continuous`` and ``value``; two layers of
         128 units unless given
     :param linear_path: the networks that have a linear path from features to output beside their hidden layers; none unless
@@ -140,6 +146,9 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         action_bounds: np.ndarray | None = None,
         action_scale: np.ndarray | None = None,
         observation_scale: np.ndarray | None = None,
+        factor_of: np.ndarray | None = None,
+        active_limits: tuple[int, int] | None = None,
+        autoregressive: bool = False,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         linear_path: Sequence[str] | None = None,
         log_std_init: float = 0.0,
@@ -150,6 +159,11 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         self.action_bounds = np.asarray(action_bounds, dtype=np.float32)
         self.action_scale = np.ones(box.shape, np.float32) if action_scale is None else np.asarray(action_scale, np.float32)
         self.observation_scale = observation_scale
+        self.factors = factors_of(action_space, factor_of, active_limits)
+        if autoregressive and not self.factors.many:
+            raise ValueError("autoregressive = True is for the factors of a MultiDiscrete; this action space has a Discrete")
+        self.autoregressive = autoregressive
+        self.by_component = False
         net_arch = [128, 128] if net_arch is None else net_arch
         if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
             raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
@@ -162,9 +176,9 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         self.action_space = action_space
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.action_dist = HybridDistribution()
+        self.action_dist = HybridDistribution(self.factors)
         n_regimes, action_size = self.action_bounds.shape[:2]
-        sizes = {"discrete": n_regimes, "continuous": n_regimes * action_size, "value": 1}
+        sizes = {"discrete": self.factors.total, "continuous": n_regimes * action_size, "value": 1}
         # Gains of orthogonal initialisation: √2 inside, 0.01 for policy outputs, 1 for the value.
         gains = {"discrete": 0.01, "continuous": 0.01, "value": 1.0}
         self.components = nn.ModuleDict()
@@ -179,6 +193,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
                     self.init_weights(layer, gain=gains[name])
             self.components[name] = component
         self.tower = Tower(self.action_bounds, self.action_scale)
+        self.coupling = Coupling(self.factors) if self.autoregressive else None
         self.std_unit: torch.Tensor
         self.obs_unit: torch.Tensor
         self.register_buffer("obs_unit", torch.as_tensor(1.0 if self.observation_scale is None else self.observation_scale))
@@ -190,6 +205,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """One optimizer group per network, named as in ``COMPONENTS``."""
         groups = [{"name": name, "params": list(self.components[name].parameters())} for name in COMPONENTS]
+        if self.coupling is not None:
+            groups[0]["params"].append(self.coupling.weight)  # type: ignore[attr-defined]
         if self.stochastic_point:
             groups[1]["params"].append(self.log_std)  # type: ignore[attr-defined]
         return groups
@@ -198,8 +215,16 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         data = super()._get_constructor_parameters()
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
-        own = ("action_bounds", "action_scale", "observation_scale", "linear_path")
-        return data | {name: getattr(self, name) for name in own}
+        own = ("action_bounds", "action_scale", "observation_scale", "autoregressive", "linear_path")
+        factors = {"factor_of": self.factors.factor_of, "active_limits": self.factors.active_limits}
+        return data | {name: getattr(self, name) for name in own} | factors
+
+    @property
+    def n_components(self) -> int | None:
+        """How many log-probabilities an action has if its components are told apart; ``None`` if it has one for all."""
+        blocks = len(np.unique(self.factors.factor_of)) if self.stochastic_point else 0
+        apart = self.by_component and (self.factors.many or self.stochastic_point)
+        return self.factors.n_factors + blocks if apart else None
 
     # ---- the three functions of the state ----------------------------------------------------------------------------
 
@@ -217,14 +242,22 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
     def regime_logits(self, obs: PyTorchObs) -> torch.Tensor:
         """
-        :return: logits of π_φ(· | s), shape ``(batch, J)``
+        :return: logits of π_φ(· | s), shape ``(batch, J)``; of several factors flat, ``(batch, ΣJ_f)``, without their coupling
         """
         return self._evaluate("discrete", obs)
+
+    def regimes(self, obs: PyTorchObs, action_masks: torch.Tensor | None = None) -> RegimeDistribution:
+        """
+        :param action_masks: which regimes may be taken, flat, bool, shape ``(batch, ΣJ_f)``; all of them unless given
+        :return: π_φ(· | s)
+        """
+        return RegimeDistribution(self.regime_logits(obs), self.factors, action_masks, self.coupling)
 
     def candidates(self, obs: PyTorchObs, noise_std: float = 0.0) -> torch.Tensor:
         """
         :param noise_std: standard deviation of Gaussian noise in front of the tower, behind which every point is feasible
-        :return: the tower β_κ(s), one feasible point per regime, shape ``(batch, J, n)``
+        :return: the tower β_κ(s), one feasible point per regime, shape ``(batch, J, n)``; of several factors, entry (j, i) is
+            coordinate i in regime j of its factor
         """
         z = self._evaluate("continuous", obs)
         if noise_std:
@@ -241,19 +274,19 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
     def get_distribution(self, obs: PyTorchObs, action_masks: torch.Tensor | None = None) -> HybridDistribution:
         """
-        :param action_masks: which regimes may be taken, bool, shape ``(batch, J)``; all of them unless given
+        :param action_masks: which regimes may be taken, flat, bool, shape ``(batch, ΣJ_f)``; all of them unless given
         """
         std = self.log_std.exp() * self.std_unit if self.stochastic_point else None
-        logits = mask_logits(self.regime_logits(obs), action_masks)
-        return HybridDistribution().proba_distribution(logits, self.candidates(obs), std)
+        distribution = HybridDistribution(self.factors, self.by_component)
+        return distribution.proba_distribution(self.regime_logits(obs), self.candidates(obs), std, action_masks, self.coupling)
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, action_masks: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        :param action_masks: which regimes may be taken, bool, shape ``(batch, J)``; all of them unless given
-        :return: packed actions ``(batch, 1 + n)``, or ``(batch, 1 + n + J)`` with masks, values ``(batch, 1)`` and
-            log-probabilities ``(batch,)``
+        :param action_masks: which regimes may be taken, flat, bool, shape ``(batch, ΣJ_f)``; all of them unless given
+        :return: packed actions ``(batch, m + n)``, or ``(batch, m + n + ΣJ_f)`` with masks, values ``(batch, 1)`` and
+            log-probabilities ``(batch,)``, ``(batch, K)`` if components are told apart
         """
         distribution = self.get_distribution(obs, action_masks)
         actions = distribution.get_actions(deterministic=deterministic)
@@ -262,12 +295,13 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
     def evaluate_actions(self, obs: PyTorchObs, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        :param actions: packed, shape ``(batch, 1 + n)``, or ``(batch, 1 + n + J)`` with the masks they were chosen under
-        :return: values ``(batch, 1)``, log-probabilities ``(batch,)`` and entropies ``(batch,)``
+        :param actions: packed, shape ``(batch, m + n)``, or ``(batch, m + n + ΣJ_f)`` with the masks they were chosen under
+        :return: values ``(batch, 1)``, log-probabilities and entropies, ``(batch,)``, or ``(batch, K)`` if components are told
+            apart
         """
-        actions, mask = split_mask(actions, self.action_bounds.shape[1])
+        actions, mask = split_mask(actions, self.action_bounds.shape[1], self.factors.n_factors)
         distribution = self.get_distribution(obs, mask)
-        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy()
+        return self.predict_values(obs), distribution.log_prob(actions), distribution.entropy(actions)
 
     def predict(  # type: ignore[override]
         self,
@@ -280,7 +314,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         """
         As in SB3, with hybrid actions; as in sb3_contrib, with masks.
 
-        :param action_masks: which regimes may be taken, shape ``(J,)``, or ``(batch, J)``; all of them unless given
+        :param action_masks: which regimes may be taken, shape ``(ΣJ_f,)``, or ``(batch, ΣJ_f)``; all of them unless given
         :return: one ``(x, b)`` for a single observation, a list of them for a batch, and the unchanged ``state``
         :raises ValueError: if a mask has another shape or allows no regime
         """
@@ -290,9 +324,9 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
             mask = None
             if action_masks is not None:
                 batch_size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
-                mask = mask_tensor(action_masks, (batch_size, len(self.action_bounds)), self.device)
+                mask = mask_tensor(action_masks, batch_size, self.factors, self.device)
             packed = self.get_distribution(obs, mask).get_actions(deterministic=deterministic)
-            actions = feasible_actions(packed, self.action_bounds)
+            actions = feasible_actions(packed, self.action_bounds, self.factors)
         return (actions if is_batch else actions[0]), state
 
 
@@ -313,7 +347,10 @@ class DeterministicPointPolicy(HybridActorCriticPolicy):
 
     def evaluate_actions(self, obs: PyTorchObs, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # The point has no density, so the tower need not be evaluated.
-        actions, mask = split_mask(actions, self.action_bounds.shape[1])
-        logits = mask_logits(self.regime_logits(obs), mask)
-        distribution = torch.distributions.Categorical(logits=logits, validate_args=False)
-        return self.predict_values(obs), distribution.log_prob(unpack(actions).regime), distribution.entropy()
+        actions, mask = split_mask(actions, self.action_bounds.shape[1], self.factors.n_factors)
+        regime = unpack(actions, self.factors).regime
+        given = self.regimes(obs, mask).given(regime)
+        log_prob, entropy = given.log_prob(regime), given.entropy()
+        if self.factors.many and not self.by_component:
+            log_prob, entropy = log_prob.sum(dim=1), entropy.sum(dim=1)
+        return self.predict_values(obs), log_prob, entropy

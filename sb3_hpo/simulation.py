@@ -8,10 +8,10 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from hybrid_envs.checks import require_allowed, require_finite
+from hybrid_envs.checks import require_choice, require_finite
 from hybrid_envs.core import HybridEnv
-from hybrid_envs.spaces import HybridAction, allowed_regimes
-from sb3_hpo.distributions import choose, mask_logits
+from hybrid_envs.spaces import HybridAction
+from sb3_hpo.distributions import Coupling, RegimeDistribution
 
 
 class HybridPolicy(Protocol):
@@ -21,7 +21,7 @@ class HybridPolicy(Protocol):
     """The networks, among them those of :data:`sb3_hpo.gradients.NETWORKS`, which share no parameter."""
 
     def regime_logits(self, obs: torch.Tensor, /) -> torch.Tensor:
-        """:return: logits of π_φ(· | s), shape ``(batch, J)``"""
+        """:return: logits of π_φ(· | s), flat, shape ``(batch, ΣJ_f)``"""
 
     def candidates(self, obs: torch.Tensor, /) -> torch.Tensor:
         """:return: the tower β_κ(s), shape ``(batch, J, n)``"""
@@ -37,11 +37,20 @@ class Rollout(NamedTuple):
     states: Any
     observations: torch.Tensor
     log_pi: torch.Tensor
-    """log π_φ(j | s_t) of every regime j, shape ``(T, batch, J)``."""
+    """
+    log π_φ(j | s_t) of every regime j, shape ``(T, batch, J)``; of several factors log π_f(j | s_t), given the choices before
+    it where factors are coupled, ``(T, batch, m, J)``.
+    """
     regimes: torch.Tensor
     rewards: torch.Tensor
     log_probs: torch.Tensor
     """log π(x_t | s_t), or log π(x_t, b_t | s_t) if the points are drawn too."""
+
+    @property
+    def factor_log_probs(self) -> torch.Tensor:
+        """log π_f(x_{t,f} | s_t), shape ``(T, batch, m)``; of a Discrete m = 1."""
+        log_pi = self.log_pi if self.log_pi.dim() == 4 else self.log_pi.unsqueeze(2)
+        return log_pi.gather(3, self.regimes.view(*log_pi.shape[:3], 1)).squeeze(3)
 
 
 def simulate(
@@ -60,28 +69,30 @@ def simulate(
 
     :param initial_state: s_0, leading dimension ``batch``
     :param noise: scenarios ξ, shape ``(T, batch, ...)``
-    :param regimes: regime sequences x, shape ``(T, batch)``; sampled from π_φ unless given
+    :param regimes: regime sequences x, shape ``(T, batch)`` or ``(T, batch, m)``; sampled from π_φ unless given
     :param live_score: whether log π(x_t | s_t(κ)) carries the gradient of s_t; without it the cross term is gone
     :param point_std: if given, b is Gaussian around the candidate, detached, executed clipped to its regime's bounds, and its
         log-density is part of ``log_probs``; in units of ``action_scale``
     :param generator: source of what is sampled; torch's global one unless given
     """
-    low, high, scale = _point_geometry(env)
+    low, high, scale = _point_geometry(env, len(initial_state.period))
     episode = _Episode(env, initial_state)
     states, periods = [], []
     for period, shock in enumerate(noise):
         states.append(episode.state)
         obs, mask = env.observation(episode.state), episode.mask(period)
-        log_pi = F.log_softmax(mask_logits(policy.regime_logits(obs if live_score else obs.detach()), mask), dim=1)
-        x = regimes[period] if regimes is not None else torch.multinomial(log_pi.detach().exp(), 1, generator=generator)[:, 0]
-        log_prob = log_pi.gather(1, x.unsqueeze(1)).squeeze(1)
-        executed = allowed_regimes(x, mask)
-        b = choose(policy.candidates(obs), executed)
+        distribution = regime_distribution(env, policy, obs if live_score else obs.detach(), mask)
+        x = regimes[period] if regimes is not None else distribution.sample(generator)
+        given = distribution.given(x)
+        log_pi, log_prob = given.logits, given.log_prob(x)
+        log_prob = log_prob.sum(dim=1) if env.factors.many else log_prob
+        executed = env.factors.allowed(x, mask)
+        b = env.factors.choose(policy.candidates(obs), executed)
         if point_std is not None:
             standard = torch.randn(b.shape, generator=generator, dtype=b.dtype, device=b.device)
             drawn = (b + point_std * scale * standard).detach()
             log_prob = log_prob + Normal(b, point_std * scale).log_prob(drawn).sum(dim=1)
-            b = drawn.clamp(low[executed], high[executed])
+            b = drawn.clamp(env.factors.choose(low, executed), env.factors.choose(high, executed))
         result = env.step_torch(episode.state, HybridAction(executed, b), shock)
         reward = episode.advance(result.state, result.reward, period)
         periods.append((obs, log_pi, x, reward, log_prob))
@@ -95,37 +106,48 @@ def branched_returns(
     policy: HybridPolicy,
     states: Any,
     noise: torch.Tensor,
+    regimes: torch.Tensor | None = None,
     *,
     depth: int | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """
     Try every regime in every state of an episode: branch (t, i, j) starts in s_t of scenario i, takes regime j there and
-    follows the policy from then on. All branches of a scenario share its noise and the uniform numbers by which regimes are
-    drawn (common random numbers), so that they differ by what j changes and little else. Costs about ``J · T / 2`` episodes
-    without gradients, ``J · depth`` if cut.
+    follows the policy from then on. Of several factors one is changed at a time: branch (t, i, f, j) takes x_t of scenario i
+    with x_f replaced by j. All branches of a scenario share its noise and the uniform numbers by which regimes are
+    drawn (common random numbers), so that they differ by what j changes and little else. Costs about ``D · T / 2`` episodes
+    without gradients with D = 1 + Σ(J_f - 1), ``D · depth`` if cut.
 
     :param states: s_0..s_{T-1}, shape ``(T, batch, ...)``, as in :class:`Rollout`
     :param noise: scenarios, shape ``(T, batch, ...)``
+    :param regimes: x_0..x_{T-1}, shape ``(T, batch, m)``; of a Discrete they do not matter
     :param depth: periods after which a branch is cut, which biases the result; to the end of the scenario unless given
-    :return: sums of rewards, given s_t unbiased for Q(s_t, j), shape ``(T, batch, J)``
+    :return: sums of rewards, given s_t (and the other factors' choices) unbiased for Q, shape ``(T, batch, J)`` or
+        ``(T, batch, m, J)``
     """
-    (horizon, batch), n_regimes = noise.shape[:2], env.n_regimes
-    every_regime = torch.arange(n_regimes, device=noise.device).repeat(horizon * batch)
-    uniform = torch.rand(horizon, batch, generator=generator, dtype=noise.dtype, device=noise.device)
-    episode = _Episode(env, repeat_rows(type(states)(*(field.flatten(0, 1) for field in states)), n_regimes))
-    totals = noise.new_zeros(horizon * batch * n_regimes)
+    horizon, batch = noise.shape[:2]
+    factors = env.factors
+    if regimes is None:
+        if factors.many:
+            raise ValueError(f"{env.name}: branches change one factor of a regime at a time; say which regimes were taken")
+        regimes = torch.zeros(horizon, batch, dtype=torch.int64, device=noise.device)
+    taken = regimes.flatten(0, 1)
+    first = factors.deviations(taken)  # (T · batch, D)
+    n_branches = first.shape[1]
+    uniform = torch.rand(factors.shape(horizon, batch), generator=generator, dtype=noise.dtype, device=noise.device)
+    episode = _Episode(env, repeat_rows(type(states)(*(field.flatten(0, 1) for field in states)), n_branches))
+    totals = noise.new_zeros(horizon * batch * n_branches)
     for age in range(min(depth or horizon, horizon)):
-        rows = (horizon - age) * batch * n_regimes  # rows are in order of t: the youngest branches reach the end first
+        rows = (horizon - age) * batch * n_branches  # rows are in order of t: the youngest branches reach the end first
         episode.keep(rows)
-        shock, u = (of_period[age:].flatten(0, 1).repeat_interleave(n_regimes, dim=0) for of_period in (noise, uniform))
+        shock, u = (of_period[age:].flatten(0, 1).repeat_interleave(n_branches, dim=0) for of_period in (noise, uniform))
         obs, mask = env.observation(episode.state), episode.mask(age)
-        cumulative = mask_logits(policy.regime_logits(obs), mask).softmax(dim=1).cumsum(dim=1)
-        drawn = (u.unsqueeze(1) > cumulative).sum(dim=1).clamp(max=n_regimes - 1)
-        x = allowed_regimes(every_regime if age == 0 else drawn, mask)
-        result = env.step_torch(episode.state, HybridAction(x, choose(policy.candidates(obs), x)), shock)
+        drawn = regime_distribution(env, policy, obs, mask).draw_by(u)
+        x = factors.allowed(first.flatten(0, 1) if age == 0 else drawn, mask)
+        result = env.step_torch(episode.state, HybridAction(x, factors.choose(policy.candidates(obs), x)), shock)
         totals[:rows] += episode.advance(result.state, result.reward, age)
-    return totals.view(horizon, batch, n_regimes)
+    values = factors.of_deviations(totals.view(horizon * batch, n_branches), taken)
+    return values.unflatten(0, (horizon, batch))
 
 
 def simulate_relaxed(
@@ -149,24 +171,45 @@ def simulate_relaxed(
 
     :return: rewards with gradients to φ and κ, shape ``(T, batch)``
     """
-    n_regimes, every_regime = env.n_regimes, torch.arange(env.n_regimes, device=noise.device)
+    every = env.factors.every(noise.device)  # all regimes; of several factors their product, which has to be small
+    n_regimes = len(every)
     episode = _Episode(env, initial_state)
     rewards = []
     for period, shock in enumerate(noise):
         obs, mask = env.observation(episode.state), episode.mask(period)
-        log_pi = F.log_softmax(mask_logits(policy.regime_logits(obs), mask), dim=1)
+        log_pi = regime_distribution(env, policy, obs, mask).given(every[:1].expand(env.factors.shape(len(obs)))).logits
         gumbel = -torch.empty_like(log_pi).exponential_(generator=generator).log()
-        y = F.softmax((log_pi + gumbel) / temperature, dim=1)
+        of_factor = F.softmax((log_pi + gumbel) / temperature, dim=-1)
         if straight_through:
-            y = F.one_hot(y.argmax(dim=1), n_regimes) + (y - y.detach())
-        x = allowed_regimes(every_regime.repeat(len(y)), mask)
-        candidates = policy.candidates(obs)
-        b = candidates.gather(1, x.view(*y.shape, 1).expand_as(candidates))
-        action = HybridAction(x, b.flatten(0, 1))
+            of_factor = F.one_hot(of_factor.argmax(dim=-1), of_factor.shape[-1]) + (of_factor - of_factor.detach())
+        y = _of_product(of_factor, every) if env.factors.many else of_factor
+        x = env.factors.allowed(every.repeat(len(y), *[1] * (every.dim() - 1)), _repeat(mask, n_regimes))
+        b = env.factors.choose(policy.candidates(obs).repeat_interleave(n_regimes, dim=0), x)
+        action = HybridAction(x, b)
         result = env.step_torch(repeat_rows(episode.state, n_regimes), action, shock.repeat_interleave(n_regimes, dim=0))
         state = type(result.state)(*(_blend(y, field) for field in result.state))
         rewards.append(episode.advance(state, _blend(y, result.reward), period))
     return torch.stack(rewards)
+
+
+def _of_product(of_factor: torch.Tensor, every: torch.Tensor) -> torch.Tensor:
+    """Weights of all regimes from those of their factors: ``(batch, m, J)`` and ``(ΠJ_f, m)`` to ``(batch, ΠJ_f)``."""
+    return of_factor[:, torch.arange(every.shape[1], device=every.device), every].prod(dim=2)
+
+
+def _repeat(mask: torch.Tensor | None, count: int) -> torch.Tensor | None:
+    return None if mask is None else mask.repeat_interleave(count, dim=0)
+
+
+def regime_distribution(
+    env: HybridEnv, policy: HybridPolicy, obs: torch.Tensor, mask: torch.Tensor | None
+) -> RegimeDistribution:
+    """
+    :param mask: which regimes may be taken, flat, shape ``(batch, ΣJ_f)``; all of them if ``None``
+    :return: π_φ(· | s)
+    """
+    coupling: Coupling | None = getattr(policy, "coupling", None)
+    return RegimeDistribution(policy.regime_logits(obs), env.factors, mask, coupling)
 
 
 class _Episode:
@@ -177,14 +220,14 @@ class _Episode:
 
     def mask(self, period: int) -> torch.Tensor | None:
         """
-        :return: which regimes may be taken, shape ``(batch, J)``, all of them where an episode has terminated; ``None`` if the
-            environment masks none
+        :return: which regimes may be taken, flat, shape ``(batch, ΣJ_f)``, all of them where an episode has terminated;
+            ``None`` if the environment masks none
         :raises ValueError: if an episode that goes on is left without a regime
         """
         if not self.env.masks_regimes:
             return None
         mask = self.env.regime_mask(self.state) | ~self.alive.unsqueeze(1)
-        require_allowed(self.env.name, mask, period)
+        require_choice(self.env.name, self.env.factors.leaves_a_choice(mask), period)
         return mask
 
     def keep(self, rows: int) -> None:
@@ -239,7 +282,7 @@ def require_exogenous_noise(env: HybridEnv, batch_size: int = 4) -> None:
     """
     if env in _checked:
         return
-    low, high, scale = _point_geometry(env)
+    low, high, scale = _point_geometry(env, batch_size)
     scenarios: list[tuple[torch.Tensor, ...]] = []
     with torch.no_grad(), torch.random.fork_rng():
         for action_seed in range(3):
@@ -253,13 +296,14 @@ def require_exogenous_noise(env: HybridEnv, batch_size: int = 4) -> None:
                 )
             generator.manual_seed(action_seed)
             for period, shock in enumerate(noise):
-                x = torch.randint(env.n_regimes, (batch_size,), generator=generator, device=env.device)
-                x = allowed_regimes(x, env.regime_mask(state) if env.masks_regimes else None)
-                standard = torch.randn(low[x].shape, generator=generator, dtype=env.dtype, device=env.device)
+                mask = env.regime_mask(state) if env.masks_regimes else None
+                x = env.factors.allowed(env.factors.draw(batch_size, generator), mask)
+                least, most = env.factors.choose(low, x), env.factors.choose(high, x)
+                standard = torch.randn(least.shape, generator=generator, dtype=env.dtype, device=env.device)
                 outcomes = []
                 for step_seed in (0, 1):
                     torch.manual_seed(step_seed)
-                    result = env.step_torch(state, HybridAction(x, (scale * standard).clamp(low[x], high[x])), shock)
+                    result = env.step_torch(state, HybridAction(x, (scale * standard).clamp(least, most)), shock)
                     outcomes.append((*result.state, result.reward))
                 if not _same(*outcomes):
                     raise ValueError(
@@ -274,7 +318,8 @@ def _same(left: tuple[torch.Tensor, ...], right: tuple[torch.Tensor, ...]) -> bo
     return all(torch.allclose(a, b, equal_nan=True) for a, b in zip(left, right, strict=True))
 
 
-def _point_geometry(env: HybridEnv) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Lower and upper bounds of b, shape ``(J, n)``, and its typical magnitude, shape ``(n,)``."""
+def _point_geometry(env: HybridEnv, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Lower and upper bounds of b, shape ``(batch, J, n)``, and its typical magnitude, shape ``(n,)``."""
     bounds, scale = (torch.as_tensor(a, dtype=env.dtype, device=env.device) for a in (env.action_bounds, env.action_scale))
-    return bounds[..., 0], bounds[..., 1], scale
+    low, high = bounds.expand(batch_size, -1, -1, -1).unbind(-1)
+    return low, high, scale

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from hybrid_envs.checks import require_finite, to_numpy
 from hybrid_envs.core import HybridEnv, StepResult
-from hybrid_envs.spaces import HybridAction, box_bounds, feasible_actions
+from hybrid_envs.spaces import HybridAction, box_bounds, factors_of, feasible_actions
 from hybrid_envs.vector import HybridVectorEnv
 
 
@@ -59,7 +59,7 @@ class HybridVecEnv(VecEnv):
         masks = [None] * self.num_envs if mask is None else mask.cpu().numpy()
         checked = [env.check_action(action, allowed) for action, allowed in zip(actions, masks, strict=True)]
         self._actions = HybridAction(
-            torch.tensor([regime for regime, _ in checked], device=env.device),
+            torch.as_tensor(np.array([regime for regime, _ in checked]), device=env.device),
             torch.as_tensor(np.stack([point for _, point in checked]), dtype=env.dtype, device=env.device),
         )
 
@@ -137,7 +137,7 @@ class HybridVecEnv(VecEnv):
 
 class HybridActionWrapper(VecEnvWrapper):
     """
-    Turns the packed actions of SB3's rollout, an array of shape ``(n_envs, 1 + n)``, or ``(n_envs, 1 + n + J)`` with masks,
+    Turns the packed actions of SB3's rollout, an array of shape ``(n_envs, m + n)``, or ``(n_envs, m + n + ΣJ_f)`` with masks,
     into one ``(x, b)`` per environment, with b clipped to the bounds of its regime as SB3 clips Box actions to the Box. Other
     actions pass unchanged.
 
@@ -146,13 +146,15 @@ class HybridActionWrapper(VecEnvWrapper):
 
     def __init__(self, venv: VecEnv):
         super().__init__(venv)
-        self.action_bounds = box_bounds(venv.action_space)
+        self.action_bounds, self.factors = box_bounds(venv.action_space), factors_of(venv.action_space)
         if venv.has_attr("action_bounds"):
             self.action_bounds = venv.get_attr("action_bounds")[0]
+        if venv.has_attr("factors"):
+            self.factors = venv.get_attr("factors")[0]
 
     def step_async(self, actions: Any) -> None:
         if isinstance(actions, np.ndarray):
-            actions = feasible_actions(torch.from_numpy(actions), self.action_bounds)
+            actions = feasible_actions(torch.from_numpy(actions), self.action_bounds, self.factors)
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -180,7 +182,13 @@ class LiveView:
         """
         :return: of the present states, shape ``(n_envs, d)``
         """
-        observation = self.simulator.observation()
+        return self.scaled(self.simulator.observation())
+
+    def scaled(self, observation: torch.Tensor) -> torch.Tensor:
+        """
+        :param observation: as the simulator gives it, shape ``(batch, d)``
+        :return: as the policy sees it
+        """
         vec = self.normalizer
         if vec is None or not vec.norm_obs:
             return observation
@@ -189,12 +197,14 @@ class LiveView:
         std = torch.as_tensor(vec.obs_rms.var + vec.epsilon, device=observation.device).sqrt()
         return ((observation - mean) / std).clamp(-vec.clip_obs, vec.clip_obs).to(observation.dtype)
 
-    def reward(self) -> torch.Tensor:
+    def reward(self, result: StepResult | None = None) -> torch.Tensor:
         """
-        :return: of the last step, shape ``(n_envs,)``
+        :param result: of some step; of the last one unless given
+        :return: shape ``(n_envs,)``
         """
-        assert self.base.result is not None
-        reward = self.base.result.reward
+        result = self.base.result if result is None else result
+        assert result is not None
+        reward = result.reward
         vec = self.normalizer
         if vec is None or not vec.norm_reward:
             return reward

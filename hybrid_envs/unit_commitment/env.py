@@ -225,7 +225,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         running = np.array([float(frame.state.on[0].mean()) for frame in frames])
         names = {0: "no unit"}
         for frame in frames:
-            if frame.regime:
+            if isinstance(frame.regime, int) and frame.regime:
                 names[frame.regime] = "units " + " ".join(str(i) for i in torch.nonzero(frame.state.on[0]).flatten().tolist())
         return draw_episode(
             frames, np.stack([levels, running], axis=1), "battery level, share of units on", names, self.horizon

@@ -7,7 +7,8 @@ import torch
 
 from hybrid_envs import HybridInventoryEnv, HybridVectorEnv
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
-from hybrid_envs.spaces import allowed_regimes, append_mask, feasible_actions, pack, packed_size, split_mask
+from hybrid_envs.factors import allowed_regimes
+from hybrid_envs.spaces import append_mask, feasible_actions, pack, packed_size, split_mask
 from hybrid_envs.wrappers import FlatActionWrapper
 from tests.masked import KilnEnv, StuckKilnEnv
 

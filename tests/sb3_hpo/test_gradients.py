@@ -12,7 +12,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from hybrid_envs import HybridAction, HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
 from sb3_hpo import HPO
 from sb3_hpo.callbacks import GradientQualityCallback
-from sb3_hpo.distributions import choose
 from sb3_hpo.gradients import (
     ESTIMATORS,
     NETWORKS,
@@ -242,7 +241,9 @@ def test_branches_of_the_last_period_are_its_rewards(case):
         last = type(state)(*(field[-1] for field in rollout.states))
         for regime in range(env.n_regimes):
             x = torch.full((N_SCENARIOS,), regime)
-            result = env.step_torch(last, HybridAction(x, choose(policy.candidates(rollout.observations[-1]), x)), noise[-1])
+            result = env.step_torch(
+                last, HybridAction(x, env.factors.choose(policy.candidates(rollout.observations[-1]), x)), noise[-1]
+            )
             allowed = env.regime_mask(last)[:, regime]
             torch.testing.assert_close(values[-1, allowed, regime], result.reward[allowed])
         cut = branched_returns(env, policy, rollout.states, noise, depth=1)

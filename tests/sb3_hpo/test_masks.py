@@ -18,7 +18,6 @@ from hybrid_envs.evaluation import evaluate
 from hybrid_envs.spaces import append_mask, pack
 from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.callbacks import CostCallback
-from sb3_hpo.distributions import choose
 from sb3_hpo.gradients import exact_cost
 from sb3_hpo.policies import DeterministicPointPolicy, HybridActorCriticPolicy
 from sb3_hpo.simulation import branched_returns, simulate
@@ -297,7 +296,7 @@ def test_the_exact_cost_is_that_of_the_allowed_sequences_enumerated_by_hand():
             obs = env.observation(state)
             probability = probability * policy.regime_logits(obs)[:, allowed].softmax(1)[:, allowed.index(x)]
             regime = torch.full((2,), x)
-            result = env.step_torch(state, HybridAction(regime, choose(policy.candidates(obs), regime)), noise[t])
+            result = env.step_torch(state, HybridAction(regime, env.factors.choose(policy.candidates(obs), regime)), noise[t])
             state, cost = result.state, cost - result.reward
         expected = expected + (probability * cost).mean()
     assert sequences == 14  # of 27
