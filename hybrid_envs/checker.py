@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.core import HybridEnv, StepResult
+from hybrid_envs.effects import check_effects
 from hybrid_envs.jumps import check_jumps
 from hybrid_envs.probing import (
     HybridEnvError,
@@ -47,8 +48,10 @@ def check_hybrid_env(env: gym.Env, *, seed: int = 0, rtol: float = 1e-4) -> None
     """
     Check that an environment keeps the contract of :class:`~hybrid_envs.core.HybridEnv`: spaces and bounds, shapes and
     dtypes, seeds, purity (no hidden randomness or memory, no in-place writes), independent rows, one episode of ``step``
-    against ``step_torch``, and gradients against finite differences in every regime. All but the gradients are checked in
-    float32 and float64, and on a GPU if there is one. Passing says that no breach was met along two random rollouts.
+    against ``step_torch``, gradients against finite differences in every regime, and jumps inside a regime, in b and in the
+    state. Most is checked in float32 and float64, and on a GPU if there is one. Passing says that no breach was met along
+    random rollouts. A warning names what is allowed but hardly meant: a regime that changes nothing, an end of the range of b
+    without effect, an episode's end that jumps.
 
     :param env: the environment, possibly wrapped; copies of it are checked, and it stays as it is
     :param seed: of the states, actions and scenarios it is checked with
@@ -73,6 +76,7 @@ def check_hybrid_env(env: gym.Env, *, seed: int = 0, rtol: float = 1e-4) -> None
         check_gradients(copy.deepcopy(bare).to("cpu", torch.float64), seed, rtol)
     with torch.no_grad():
         check_jumps(copy.deepcopy(bare).to("cpu", torch.float64), seed)
+        check_effects(copy.deepcopy(bare).to("cpu", torch.float64), seed)
 
 
 # ---- what is checked, in this order ------------------------------------------------------------------------------------

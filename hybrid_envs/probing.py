@@ -174,6 +174,18 @@ def random_probes(env: HybridEnv, seed: int, copies: int = 3) -> list[Probe]:
     return [met[0], met[len(met) // 2]]
 
 
+def pick(value: Any, rows: torch.Tensor) -> Any:
+    """These rows of a tensor, or of all tensors in nested NamedTuples."""
+    return value[rows] if isinstance(value, torch.Tensor) else type(value)(*(pick(item, rows) for item in value))
+
+
+def joined(values: list[Any]) -> Any:
+    """The rows of all of them in one, in nested NamedTuples too."""
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(values)
+    return type(values[0])(*(joined(list(items)) for items in zip(*values, strict=True)))
+
+
 def keep_row(row: int, mine: Any, theirs: Any) -> Any:
     """``theirs``, but ``mine`` in one row."""
     if isinstance(mine, torch.Tensor):

@@ -247,8 +247,10 @@ class ZooManager(ExperimentManager):
         """
         if self.config.endswith((".yml", ".yaml")):
             entries = read_entries(self.config)
-            if self.entry is not None and self.entry not in entries:
-                raise ValueError(f"{self.config} has no entry {self.entry!r}; it has {', '.join(map(str, entries))}")
+            name = self.entry or self.env_name.gym_id
+            if name not in entries and (self.entry is not None or not {"default", "atari"} & set(entries)):
+                has = ", ".join(map(str, entries))
+                raise ValueError(f"Hyperparameters not found: {self.config} has no entry {name!r}; it has {has}")
         elif self.entry is not None:
             raise ValueError(f"--entry chooses from a YAML file; {self.config} is none")
         env_name = self.env_name
@@ -279,9 +281,24 @@ class ZooManager(ExperimentManager):
             processed = super()._preprocess_hyperparams(hyperparams)
         except AttributeError as error:  # a policy, wrapper or callback that its module does not have
             raise ValueError(f"{self.config}: {error}") from error
+        self.check_policy_kwargs(processed[0])
         if self._eval_env_kwargs_args is None:  # rl_zoo3 would forget the config's
             self.eval_env_kwargs = self.env_kwargs
         return processed
+
+    def check_policy_kwargs(self, hyperparams: dict[str, Any]) -> None:
+        """
+        :raises ValueError: for an argument that the policy does not have, naming the nearest that it has
+        """
+        policy = hyperparams.get("policy")
+        policy_class = ALGOS[self.algo].policy_aliases.get(policy) if isinstance(policy, str) else None
+        if policy_class is None or not isinstance(given := hyperparams.get("policy_kwargs"), dict):
+            return
+        known = argument_names(policy_class)
+        for name in given:
+            if name not in known:
+                nearest = get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"policy_kwargs: {policy} has no argument {name!r}; the nearest known name is {nearest!r}")
 
     def create_log_folder(self) -> None:
         super().create_log_folder()

@@ -276,7 +276,10 @@ def test_a_bad_flag_ends_the_process_with_one_line_and_code_2(tmp_path):
         (["train", "--algo", "hpo", "--env", ID, "-params", "n_envs:0"], "n_envs must be an integer >= 1, got 0"),
         (["train", "--algo", "hpo", "--env", ID, "-params", "n_timesteps:'lots'"], "n_timesteps"),
         (["train", "--algo", "hpo", "--env", ID, "-params", "ent_coef:'3e-4'"], "write 3.0e-4"),
-        (["train", "--algo", "hpo", "--env", ID, "-params", "policy_kwargs:{'net_ach':[8]}"], "net_ach"),
+        (
+            ["train", "--algo", "hpo", "--env", ID, "-params", "policy_kwargs:{'net_ach':[8]}"],
+            "'net_ach'; the nearest known name is 'net_arch'",
+        ),
         (["train", "--algo", "hpo", "--env", ID, "-params", "gamma:2"], "gamma must be a finite number in [0, 1], got 2"),
         (
             ["train", "--algo", "hpo", "--env", ID, "-params", "clip_range:'lin_-0.2'"],
@@ -332,6 +335,7 @@ def test_bad_input_is_named_in_one_line(arguments, named, tmp_path, monkeypatch,
         ("HybridInventory-v0: 3\n", "'HybridInventory-v0' must map names"),
         ("HybridInventory-v0: !!python/object/apply:os.mkdir [ran]\n", "not plain YAML"),
         ("CartPole-v1: {policy: MlpPolicy, n_timesteps: 5}\n", "Hyperparameters not found"),
+        ("HybridInventry-v0: {policy: MlpPolicy, n_timesteps: 8}", "no entry 'HybridInventory-v0'; it has HybridInventry-v0"),
     ],
 )
 def test_a_bad_config_is_named_and_runs_no_code(text, named, tmp_path, monkeypatch, capsys):
