@@ -76,7 +76,7 @@ def check_jumps(env: HybridEnv, seed: int) -> None:
 
 def _report(env: HybridEnv, lines: Lines, jump: Jump) -> None:
     line = lines.rows(torch.tensor([jump.line]))
-    where, regime = responsible(env, line, jump), int(line.start.action.regime)
+    where, regime = responsible(env, line, jump), line.start.action.regime[0].tolist()
     what = f"jumps by {jump.after - jump.before:.6g}, from {jump.before:.6g} to {jump.after:.6g}, inside regime {regime}, "
     what += f"where {where}, period {int(line.start.state.period)}; gradients do not see it"
     declare = f"if it is meant, declare it in the class: jumps = ({jump.output!r},)"
@@ -102,12 +102,12 @@ def paired_episodes(env: HybridEnv, generator: torch.Generator) -> list[tuple[An
     start, noise = env.initial(rows, generator), env.sample_noise(rows, generator)
     states, levels = [start, start], [_uniform(env, generator, rows, 1) for _ in range(2)]
     row = torch.arange(rows, device=env.device)
-    kept, keeps = row // 2 % env.n_regimes, row % 2 == 0
+    kept = env.factors.draw(rows, generator) if env.factors.many else row // 2 % env.n_regimes
+    keeps = (row % 2 == 0).view(-1, *[1] * (kept.dim() - 1))
     met: list[tuple[Any, Any, torch.Tensor]] = []
     for period in range(env.horizon):
         met.append((states[0], states[1], noise[period]))
-        drawn = torch.randint(env.n_regimes, (rows,), generator=generator, device=env.device)
-        regime = torch.where(keeps, kept, drawn)
+        regime = kept.where(keeps, env.factors.draw(rows, generator))
         for k, (state, level) in enumerate(zip(states, levels, strict=True)):
             action = _action(env, permitted(env, state, regime), level, generator)
             result = env.step_torch(state, action, noise[period])
@@ -119,7 +119,7 @@ def lines_in_b(env: HybridEnv, episodes: list[tuple[Any, Any, torch.Tensor]], ge
     """In turn: all coordinates from their low to their high ends, one coordinate alone, and between two random points."""
     state, _, noise = _mixed_periods(env, episodes, generator)
     rows = torch.arange(len(noise), device=env.device)
-    regime = permitted(env, state, rows % env.n_regimes)
+    regime = permitted(env, state, env.factors.spread(len(rows), generator))
     kind = rows // env.n_regimes % 3
     far = FAR ** _uniform(env, generator, len(rows), 1)
     levels = [torch.where(kind == 0, end, _uniform(env, generator, len(rows))).unsqueeze(1) for end in (0.0, 1.0)]
@@ -137,9 +137,8 @@ def lines_in_b(env: HybridEnv, episodes: list[tuple[Any, Any, torch.Tensor]], ge
 def lines_in_state(env: HybridEnv, episodes: list[tuple[Any, Any, torch.Tensor]], generator: torch.Generator) -> Lines:
     """Between the states that two episodes have come to in the same scenario."""
     start, end, noise = _mixed_periods(env, episodes, generator)
-    rows = torch.arange(len(noise), device=env.device)
-    regime = permitted(env, start, rows % env.n_regimes)
-    action = _action(env, regime, _uniform(env, generator, len(rows), 1), generator)
+    regime = permitted(env, start, env.factors.spread(len(noise), generator))
+    action = _action(env, regime, _uniform(env, generator, len(noise), 1), generator)
     lines = Lines(Probe(start, action, noise), Probe(end, action, noise))
     ends = zip(inputs_of(lines.start).values(), inputs_of(lines.end).values(), strict=True)
     apart = torch.stack([(near != far).reshape(len(near), -1).any(1) for near, far in ends]).any(0)
@@ -269,7 +268,7 @@ def _columns(env: HybridEnv, probe: Probe) -> dict[str, torch.Tensor]:
     result = env.step_torch(*probe)
     columns = {**float_outputs(result), "terminated": result.terminated.to(env.dtype).unsqueeze(1)}
     if env.masks_regimes:
-        masked = ~env.regime_mask(probe.state).gather(1, probe.action.regime.unsqueeze(1))
+        masked = ~env.factors.permits(probe.action.regime, env.regime_mask(probe.state)).unsqueeze(1)
         columns = {name: column.masked_fill(masked, torch.nan) for name, column in columns.items()}
     return columns
 
