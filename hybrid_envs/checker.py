@@ -290,7 +290,7 @@ def check_gradients(env: HybridEnv, seed: int, rtol: float) -> None:
         gradients = gradients_of(env, near)
         _compare(env, near, gradients, rtol)
         if env.factors.many:
-            continue  # see check_effects
+            continue  # see check_factor_effects
         slopes = torch.stack([g.abs().amax(1) for (_, by), g in gradients.items() if by == "b"]).amax(0)
         moved = near._replace(action=draw_actions(env, near.action.regime, generator))
         pairs = zip(outputs_of(env, near).values(), outputs_of(env, moved).values(), strict=True)
