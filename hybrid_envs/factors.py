@@ -106,6 +106,16 @@ class RegimeFactors:
         padded = flat.new_full((*flat.shape[:-1], self.n_factors, self.largest), fill)
         return padded.masked_scatter(self._place.to(flat.device).expand_as(padded), flat)
 
+    def one_hot(self, regime: torch.Tensor) -> torch.Tensor:
+        """
+        :param regime: x, shape ``(batch,)`` or ``(batch, m)``
+        :return: 1 for the regime taken of each factor, else 0, flat, shape ``(batch, ΣJ_f)``
+        """
+        chosen = self.columns(regime).unsqueeze(-1) == torch.arange(self.largest, device=regime.device)
+        if not self._ragged:
+            return chosen.flatten(1).float()
+        return chosen[:, self._place.to(regime.device)].float()
+
     def of_coordinates(self, regime: torch.Tensor) -> torch.Tensor:
         """
         :param regime: x, shape ``(batch,)`` or ``(batch, m)``

@@ -90,6 +90,7 @@ ALLOWED = {
     "normalize_images": SWITCH,
     "squash_output": SWITCH,
     "autoregressive": SWITCH,
+    "points_see_regime": SWITCH,
     # optimizer_kwargs
     "eps": Allowed(float, 0),
     "weight_decay": Allowed(float, 0),

@@ -25,8 +25,8 @@ class Decision(NamedTuple):
     """ξ of the period, shape ``(batch, ...)``."""
     regime: torch.Tensor
     """x, shape ``(batch, m)``."""
-    candidates: torch.Tensor
-    """b for each regime of each coordinate's factor, shape ``(batch, J, n)``."""
+    context: torch.Tensor
+    """What b depends on beside x, shape ``(batch, ...)``: the candidates, or the observation."""
     probabilities: torch.Tensor
     """π_f(j | s), shape ``(batch, m, J)``; 0 where factor f may not take j."""
 
@@ -45,7 +45,11 @@ def joined(decisions: list[Decision]) -> Decision:
 
 @torch.no_grad()
 def counterfactual_baseline(
-    env: HybridEnv, decision: Decision, outcome_value: Callable[[StepResult], torch.Tensor], rare: float = RARE
+    env: HybridEnv,
+    decision: Decision,
+    point_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    outcome_value: Callable[[StepResult], torch.Tensor],
+    rare: float = RARE,
 ) -> torch.Tensor:
     """
     For each factor of a regime, what the others' choices were worth on average over its own (counterfactual baseline:
@@ -62,6 +66,7 @@ def counterfactual_baseline(
 
     :param env: the problem
     :param decision: a batch of them
+    :param point_of: from the context and regimes to b, shape ``(rows, n)``
     :param outcome_value: q, from the result of a step, shape ``(rows,)``
     :param rare: 0 to simulate every alternative
     :return: B, in the units of q, shape ``(batch, m)``
@@ -71,7 +76,7 @@ def counterfactual_baseline(
         values = []
         for part, x in zip(rows.split(ROWS_AT_ONCE), regime.split(ROWS_AT_ONCE), strict=True):
             state = type(decision.state)(*(field[part] for field in decision.state))
-            action = HybridAction(x, env.factors.choose(decision.candidates[part], x))
+            action = HybridAction(x, point_of(decision.context[part], x))
             values.append(outcome_value(env.step_torch(state, action, decision.noise[part])))
         return torch.cat(values)
 

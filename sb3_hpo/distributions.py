@@ -1,6 +1,7 @@
 """The distribution of a hybrid action: a categorical regime, and a point that follows from it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,7 +197,8 @@ class HybridDistribution(Distribution):
     """
 
     regimes: RegimeDistribution
-    candidates: torch.Tensor
+    points: Callable[[torch.Tensor], torch.Tensor]
+    """From regimes x, shape ``(batch,)`` or ``(batch, m)``, to the b around which the point is drawn, shape ``(batch, n)``."""
     std: torch.Tensor | None
 
     def __init__(self, factors: RegimeFactors | None = None, by_component: bool = False):
@@ -209,32 +211,25 @@ class HybridDistribution(Distribution):
     def proba_distribution(
         self,
         logits: torch.Tensor,
-        candidates: torch.Tensor,
+        candidates: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
         std: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         coupling: Coupling | None = None,
     ) -> Self:
         """
         :param logits: of the regimes, flat, shape ``(batch, ΣJ_f)``
-        :param candidates: b^1..b^J, shape ``(batch, J, n)``
+        :param candidates: b^1..b^J, shape ``(batch, J, n)``, or a function from regimes to their points
         :param std: standard deviation of b, shape ``(n,)``; ``None`` for a deterministic point
         :param mask: which regimes may be taken, flat, bool; all of them unless given
         :param coupling: of the factors; none unless given
         """
         if self.factors is None:
+            assert isinstance(candidates, torch.Tensor)
             self.factors = RegimeFactors(logits.shape[1], np.zeros(candidates.shape[2], np.int64))
         self.regimes = RegimeDistribution(logits, self.factors, mask, coupling)
-        self.candidates = candidates
+        self.points = partial(self.factors.choose, candidates) if isinstance(candidates, torch.Tensor) else candidates
         self.std = std
         return self
-
-    def points(self, regime: torch.Tensor) -> torch.Tensor:
-        """
-        :param regime: x, shape ``(batch,)`` or ``(batch, m)``
-        :return: the candidates b^x of the given regimes, shape ``(batch, n)``
-        """
-        assert self.factors is not None
-        return self.factors.choose(self.candidates, regime)
 
     def _put_together(self, of_factors: torch.Tensor, of_points: torch.Tensor | None) -> torch.Tensor:
         """

@@ -8,7 +8,6 @@ from stable_baselines3.common.vec_env import VecNormalize
 from torch import nn
 from typing_extensions import Self
 
-from hybrid_envs.spaces import unpack
 from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.policies import HybridActorCriticPolicy
 
@@ -109,13 +108,9 @@ class DecisionModule(nn.Module):
             scaled = (observation.double() - self.mean) / self.std
             observation = scaled.clamp(-self.clip_obs, self.clip_obs).float()
         distribution = self.policy.get_distribution(observation, action_masks)
-        candidates = distribution.candidates
+        regime = distribution.regimes.mode() if uniforms is None else distribution.regimes.draw_by(uniforms)
+        point = distribution.points(regime)
         if normals is not None and distribution.std is not None:
-            candidates = candidates + distribution.std * normals.unsqueeze(1)
-        # every candidate within its own bounds, so that the chosen one is within those of its regime
-        distribution.candidates = candidates.clamp(self.low, self.high)
-        if uniforms is None:
-            regime, point = unpack(distribution.mode(), self.policy.factors)
-            return regime, point
-        regime = distribution.regimes.draw_by(uniforms)
-        return regime, distribution.points(regime)
+            point = point + distribution.std * normals
+        low, high = (self.policy.factors.choose(side.expand(point.shape[0], -1, -1), regime) for side in (self.low, self.high))
+        return regime, point.clamp(low, high)

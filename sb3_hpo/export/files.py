@@ -192,7 +192,9 @@ def _check(model: HybridPPO, module: DecisionModule, decide: Decide) -> Agreemen
         if name == "observation":
             inputs[name] = (mean + std * normals).astype(np.float32)
         elif name == "action_masks":
-            inputs[name] = (normals > 0) | (normals == normals.max(axis=1, keepdims=True))
+            mask = torch.from_numpy(normals > 0)
+            choice = module.policy.factors.leaves_a_choice(mask).view(len(mask), -1).all(dim=1, keepdim=True)
+            inputs[name] = (mask | ~choice).numpy()
         else:
             inputs[name] = (rng.random(value.shape) if name == "uniforms" else normals).astype(np.float32)
     if module.sampled:
