@@ -9,6 +9,7 @@ import torch
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.core import Frame, HybridEnv
+from hybrid_envs.factors import NO_FACTOR
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.spaces import HybridAction
 from hybrid_envs.unit_commitment.microgrid import make_microgrid, regime_units
@@ -19,11 +20,13 @@ FORECAST_HOURS = 6
 
 class UnitCommitmentState(NamedTuple):
     """
-    ``on``: the units that ran last period, 0 or 1, shape ``(batch, n_generators)``; ``energy``: in the battery, kWh, and
-    ``deviation``: of the last period's net load from its mean, in standard deviations, both ``(batch, 1)``.
+    ``on``: the units that ran last period, 0 or 1, shape ``(batch, n_generators)``; ``held``: hours for which each unit has to
+    stay as it is, likewise, or ``(batch, 0)`` where nothing holds them; ``energy``: in the battery, kWh, and ``deviation``: of
+    the last period's net load from its mean, in standard deviations, both ``(batch, 1)``.
     """
 
     on: torch.Tensor
+    held: torch.Tensor
     energy: torch.Tensor
     deviation: torch.Tensor
     period: torch.Tensor
@@ -37,14 +40,19 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
 
     ## Action Space
     ``Tuple(Discrete(J), Box(n_generators + 1))``: regime x says which units are on, any set of them (J = 2^p, p <= 6), or with
-    ``commitments="merit_order"`` the x cheapest per kWh at full output (J = p + 1), which scales to dozens of units. The point
-    b holds each unit's output in kW, in [min_output, max_output] if on and 0 if off, then the battery's charge at the bus,
-    negative for discharge, within ±battery_power.
+    ``commitments="merit_order"`` the x cheapest per kWh at full output (J = p + 1). With ``commitments="free"`` it is
+    ``Tuple(MultiDiscrete([2] * p), Box(n_generators + 1))``, x_i = 1 for unit i on: any set of dozens of units. The point b
+    holds each unit's output in kW, in [min_output, max_output] if on and 0 if off, then the battery's charge at the bus,
+    negative for discharge, within ±battery_power. Unit i's output answers to x_i, the charge to no unit.
+
+    Free units can be held: one that starts stays on for ``min_up_time`` hours, one that stops stays off for
+    ``min_down_time`` hours, that hour included, and the other choice is masked meanwhile. ``min_units_on`` ties the units
+    together, so policies draw them one after the other.
 
     ## Observation Space
     ``Box(-inf, inf, (n_generators + 10,))``: share of the episode gone, sine and cosine of the hour, units that ran last
     period, battery level as a share of its capacity, and forecasts of net load for this hour and the next five, divided by
-    the peak of its mean.
+    the peak of its mean. Where units can be held, ``n_generators`` more: the hours for which each still is.
 
     ## Dynamics
     Net load is demand less renewables, mean_h + std_h·z' in hour h, where z' = ρz + ξ and only ξ is a surprise; the forecast
@@ -57,7 +65,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
     shortage_cost per kWh short and surplus_cost per kWh curtailed. Results are quoted as the cost of an episode.
 
     ## Starting State
-    Midnight, all units off, the battery half full. Energy left at the end of an episode is worth nothing.
+    Midnight, all units off and free to start, the battery half full. Energy left at the end of an episode is worth nothing.
 
     ## Episode End
     Truncated after ``horizon`` periods; never terminated.
@@ -70,12 +78,15 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
 
     ## Arguments
     :param n_generators: p
-    :param commitments: ``"all"`` or ``"merit_order"``
+    :param commitments: ``"all"``, ``"merit_order"`` or ``"free"``
     :param min_output: of a unit that is on, kW; 50 % (large units) to 25 % (small units) of ``max_output`` unless given
     :param max_output: kW; the units' sizes fall from 3 to 1 and sum to 1.1 times the peak of mean demand unless given
     :param fuel_cost: per kWh; rising from 0.15 to 0.35 unless given
     :param no_load_cost: per hour on; 0.05 to 0.02 times ``max_output`` unless given
     :param start_cost: per start; 0.4 to 0.1 times ``max_output`` unless given
+    :param min_up_time: hours that a unit stays on, a whole number, 1 for no restriction; above 1 for free commitments only
+    :param min_down_time: hours that a unit stays off, likewise
+    :param min_units_on: in every hour; above 0 for free commitments only
     :param battery_energy: E_max, kWh; half an hour of the peak unless given
     :param battery_power: kW, of charge and discharge at the bus; 20 % of the peak unless given
     :param efficiency: η of charging and of discharging, above 0 and at most 1
@@ -103,6 +114,9 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         fuel_cost: float | np.ndarray | None = None,
         no_load_cost: float | np.ndarray | None = None,
         start_cost: float | np.ndarray | None = None,
+        min_up_time: int | np.ndarray = 1,
+        min_down_time: int | np.ndarray = 1,
+        min_units_on: int = 0,
         battery_energy: float | None = None,
         battery_power: float | None = None,
         efficiency: float = 0.95,
@@ -135,6 +149,8 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
             fuel_cost=fuel_cost,
             no_load_cost=no_load_cost,
             start_cost=start_cost,
+            min_up_time=min_up_time,
+            min_down_time=min_down_time,
             battery_energy=battery_energy,
             battery_power=battery_power,
             efficiency=efficiency,
@@ -142,13 +158,27 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
             surplus_cost=surplus_cost,
         )
         units_on = regime_units(commitments, self.params.merit_order)
+        free = commitments == "free"
+        check_count("min_units_on", min_units_on, minimum=0)
+        if min_units_on > n_generators:
+            raise ValueError(f"min_units_on = {min_units_on} exceeds n_generators = {n_generators}")
+        if not free:
+            for name, value in (("min_up_time", min_up_time), ("min_down_time", min_down_time), ("min_units_on", min_units_on)):
+                if np.any(np.asarray(value) > (name != "min_units_on")):
+                    raise ValueError(f"{name} = {value!r} is for commitments = 'free', not for {commitments!r}")
+        longest_hold = max(self.params.min_up_time.max(), self.params.min_down_time.max()) - 1
+        n_shown, self.n_held = n_generators + 4 + FORECAST_HOURS, n_generators if longest_hold else 0
         limits = np.stack([self.params.min_output, self.params.max_output], axis=-1)
         battery = np.tile(self.params.battery_power * np.array([-1.0, 1.0]), (len(units_on), 1, 1))
         super().__init__(
             action_bounds=np.concatenate([units_on[:, :, None] * limits, battery], axis=1),
-            observation_size=n_generators + 4 + FORECAST_HOURS,
+            observation_size=n_shown + self.n_held,
             horizon=horizon,
             action_scale=np.append(self.params.max_output, self.params.battery_power),
+            observation_scale=np.repeat([1.0, max(longest_hold, 1.0)], [n_shown, self.n_held]),
+            factor_sizes=[2] * n_generators if free else None,
+            factor_of=[*range(n_generators), NO_FACTOR] if free else None,
+            active_limits=(min_units_on, n_generators) if min_units_on else None,
             render_mode=render_mode,
         )
         self.n_generators, self.commitments = n_generators, commitments
@@ -157,6 +187,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         self.min_output, self.max_output = as_tensor(self.params.min_output), as_tensor(self.params.max_output)
         self.fuel_cost, self.no_load_cost = as_tensor(self.params.fuel_cost), as_tensor(self.params.no_load_cost)
         self.start_cost = as_tensor(self.params.start_cost)
+        self.hold_up, self.hold_down = as_tensor(self.params.min_up_time - 1), as_tensor(self.params.min_down_time - 1)
         self.mean, self.std = as_tensor(self.net_load.mean), as_tensor(self.net_load.std)
         hours = np.arange(HOURS)[:, None] + np.arange(FORECAST_HOURS)
         fade = self.net_load.persistence ** np.arange(1, FORECAST_HOURS + 1)
@@ -171,6 +202,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         zeros = torch.zeros(batch_size, self.n_generators + 2, dtype=self.dtype, device=self.device)
         return UnitCommitmentState(
             on=zeros[:, 2:],
+            held=torch.zeros(batch_size, self.n_held, dtype=self.dtype, device=self.device),
             energy=zeros[:, :1] + self.params.start_energy,
             deviation=zeros[:, 1:2],
             period=torch.zeros(batch_size, dtype=torch.int64, device=self.device),
@@ -188,8 +220,13 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
 
     def transition(self, state: UnitCommitmentState, action: HybridAction, noise: torch.Tensor) -> UnitCommitmentState:
         energy = state.energy + self._stored_per_kwh(action) * action.point[:, -1:]
+        on, held = action.regime.to(self.dtype) if self.factors.many else self.units_on[action.regime], state.held
+        if self.n_held:
+            started, stopped = on * (1 - state.on), (1 - on) * state.on
+            held = (1 - started - stopped) * (held - 1).clamp(min=0) + started * self.hold_up + stopped * self.hold_down
         return UnitCommitmentState(
-            on=self.units_on[action.regime],
+            on=on,
+            held=held,
             energy=energy.clamp(0.0, self.params.battery_energy),
             deviation=self.net_load.persistence * state.deviation + noise,
             period=state.period,
@@ -217,16 +254,39 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         gone = (state.period / self.horizon).to(self.dtype).unsqueeze(1)
         forecast = self.expected[hour] + self.carried[hour] * state.deviation
         level = state.energy / self.params.battery_energy
-        return torch.cat([gone, self.clock[hour], state.on, level, forecast], dim=1)
+        return torch.cat([gone, self.clock[hour], state.on, level, forecast, state.held], dim=1)
+
+    @property
+    def masks_regimes(self) -> bool:
+        return self.n_held > 0
+
+    def regime_mask(self, state: UnitCommitmentState) -> torch.Tensor:
+        """A unit that is held may be taken as it is only."""
+        if not self.n_held:
+            return super().regime_mask(state)
+        on, free = state.on > 0.5, state.held < 0.5
+        return torch.stack([free | ~on, free | on], dim=2).flatten(1)
+
+    def regimes_of(self, on: np.ndarray) -> np.ndarray:
+        """
+        :param on: which units run, 0 or 1, some regime's choice of units, shape ``(batch, n_generators)``
+        :return: the regimes, int64, shape ``(batch,)``; of free commitments ``(batch, n_generators)``
+        """
+        if self.factors.many:
+            return on.astype(np.int64)
+        return (self.units_on.cpu().numpy() == on[:, None]).all(axis=-1).argmax(axis=-1)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
-        """Battery level and units on, and the cost of each hour with the commitment marked."""
+        """Battery level and units on, and the cost of each hour with the commitment marked; of free ones the number on."""
         levels = np.array([float(frame.state.energy) / self.params.battery_energy for frame in frames])
         running = np.array([float(frame.state.on[0].mean()) for frame in frames])
         names = {0: "no unit"}
+        if self.factors.many:
+            frames = [frame if frame.regime is None else frame._replace(regime=int(np.sum(frame.regime))) for frame in frames]
         for frame in frames:
             if isinstance(frame.regime, int) and frame.regime:
-                names[frame.regime] = "units " + " ".join(str(i) for i in torch.nonzero(frame.state.on[0]).flatten().tolist())
+                units = " ".join(str(i) for i in torch.nonzero(frame.state.on[0]).flatten().tolist())
+                names[frame.regime] = f"{frame.regime} on" if self.factors.many else f"units {units}"
         return draw_episode(
             frames, np.stack([levels, running], axis=1), "battery level, share of units on", names, self.horizon
         )

@@ -20,6 +20,10 @@ class Microgrid:
     no_load_cost: np.ndarray
     """Per hour on."""
     start_cost: np.ndarray
+    min_up_time: np.ndarray
+    """Hours."""
+    min_down_time: np.ndarray
+    """Hours."""
     battery_energy: float
     battery_power: float
     efficiency: float
@@ -56,6 +60,8 @@ def reference_microgrid(n_generators: int, peak: float) -> dict[str, float | np.
         "fuel_cost": np.linspace(0.15, 0.35, n_generators),
         "no_load_cost": np.linspace(0.05, 0.02, n_generators) * max_output,
         "start_cost": np.linspace(0.4, 0.1, n_generators) * max_output,
+        "min_up_time": 1.0,
+        "min_down_time": 1.0,
         "battery_energy": 0.5 * peak,
         "battery_power": 0.2 * peak,
         "efficiency": 0.95,
@@ -81,13 +87,17 @@ def make_microgrid(n_generators: int, peak: float, **given: float | np.ndarray |
     checked = {}
     for name, value in values.items():
         shape = () if name.startswith(("battery", "efficiency", "shortage", "surplus")) else (n_generators,)
-        limit = {"above": 0.0} if name in positive else {"at_least": 0.0}
+        limit = {"above": 0.0} if name in positive else {"at_least": 1.0 if name.endswith("time") else 0.0}
         checked[name] = check_array(name, value, shape, **limit) if shape else float(check_array(name, value, (), **limit))
     grid = Microgrid(**checked)  # type: ignore[arg-type]
     crossed = np.flatnonzero(grid.min_output > grid.max_output)
     if crossed.size:
         i = crossed[0]
         raise ValueError(f"min_output[{i}] = {grid.min_output[i]} exceeds max_output[{i}] = {grid.max_output[i]}")
+    for name in ("min_up_time", "min_down_time"):
+        broken = np.flatnonzero(checked[name] % 1)
+        if broken.size:
+            raise ValueError(f"{name}[{broken[0]}] = {checked[name][broken[0]]}: must be a whole number of hours")
     if grid.efficiency > 1:
         raise ValueError(f"efficiency = {grid.efficiency}: must be > 0 and <= 1")
     return grid
@@ -98,7 +108,7 @@ def regime_units(commitments: str, merit_order: np.ndarray) -> np.ndarray:
     Which units each regime runs.
 
     :param commitments: ``"all"``: bit i of the regime says whether unit i is on; ``"merit_order"``: regime k runs the first k
-        units of the merit order
+        units of the merit order; ``"free"``: each unit has a regime of its own, 1 if it is on
     :param merit_order: the units, cheapest first, shape ``(p,)``
     :return: 1 where on, shape ``(J, p)``
     :raises ValueError: for other commitments, and for more than 64 regimes of ``"all"``
@@ -106,11 +116,14 @@ def regime_units(commitments: str, merit_order: np.ndarray) -> np.ndarray:
     n_generators = len(merit_order)
     if commitments == "merit_order":
         return (np.argsort(merit_order) < np.arange(n_generators + 1)[:, None]).astype(np.float64)
+    if commitments == "free":
+        return np.array([np.zeros(n_generators), np.ones(n_generators)])
     if commitments != "all":
-        raise ValueError(f"commitments must be 'all' or 'merit_order', got {commitments!r}")
+        raise ValueError(f"commitments must be 'all', 'merit_order' or 'free', got {commitments!r}")
     if 2**n_generators > MAX_REGIMES:
         raise ValueError(
             f"n_generators = {n_generators} with commitments = 'all' makes 2^{n_generators} regimes; at most {MAX_REGIMES} "
-            "are allowed; commitments = 'merit_order' makes one more than there are generators"
+            "are allowed; commitments = 'free' gives each unit a choice of its own, 'merit_order' makes one regime more than "
+            "there are generators"
         )
     return (np.arange(2**n_generators)[:, None] >> np.arange(n_generators) & 1).astype(np.float64)

@@ -21,8 +21,8 @@ class MeritOrderOperator(ReferencePolicy):
     """
     An operator by rule of thumb. The battery charges to lift a low forecast of net load to one level, and discharges to shave
     a high one to another. The cheapest units that can serve what remains, plus a reserve, run; those that ran and will be
-    needed again within some hours are kept. They are loaded in merit order, and what their minimum outputs leave over is
-    charged.
+    needed again within some hours are kept; units that are held stay as they are. They are loaded in merit order, and what
+    their minimum outputs leave over is charged.
 
     :param env: the problem
     :param reserve: served beyond the forecast, in standard deviations of its error
@@ -40,22 +40,21 @@ class MeritOrderOperator(ReferencePolicy):
         charge_below: float = 0.4,
         discharge_above: float = 0.7,
     ):
-        self.grid, self.net_load = env.params, env.net_load
+        self.env, self.grid, self.net_load = env, env.params, env.net_load
         self.reserve = float(check_array("reserve", reserve, (), at_least=0.0))
         self.look_ahead = check_count("look_ahead", look_ahead, minimum=0)
         if look_ahead >= FORECAST_HOURS:
             raise ValueError(f"look_ahead = {look_ahead}: forecasts reach {FORECAST_HOURS - 1} hours ahead")
         self.charge_below = float(check_array("charge_below", charge_below, ()))
         self.discharge_above = float(check_array("discharge_above", discharge_above, (), above=self.charge_below))
-        units_on = env.units_on.cpu().numpy()
-        ranked = np.argsort(self.grid.merit_order) < np.arange(env.n_generators + 1)[:, None]
-        self.first_units = ranked.astype(np.float64)  # row k: the k cheapest are on
-        self.regime_of = (units_on == ranked[:, None]).all(axis=-1).argmax(axis=-1)
+        self.rank = np.argsort(self.grid.merit_order)
+        self.min_units_on = 0 if env.factors.active_limits is None else env.factors.active_limits[0]
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         grid, order = self.grid, self.grid.merit_order
         n_generators = len(order)
-        _, ran, level, forecast = np.split(observation.astype(np.float64), [3, 3 + n_generators, 4 + n_generators], axis=1)
+        parts = np.cumsum([3, n_generators, 1, FORECAST_HOURS])
+        _, ran, level, forecast, held = np.split(observation.astype(np.float64), parts, axis=1)
         energy, forecast = level[:, 0] * grid.battery_energy, forecast * self.net_load.peak
         low, high = self.charge_below * self.net_load.peak, self.discharge_above * self.net_load.peak
         error = self.net_load.std[period % HOURS] * self.net_load.surprise
@@ -71,9 +70,9 @@ class MeritOrderOperator(ReferencePolicy):
         needed, kept = (np.minimum(np.searchsorted(capacity, x - 1e-9), n_generators) for x in (required, soon))
         needed = needed + (required > 0)
         kept = np.minimum(kept + (soon > 0), np.rint(ran.sum(axis=1)).astype(int))
-        count = np.clip(np.maximum(needed, kept), 0, n_generators)
+        count = np.clip(np.maximum(needed, kept), self.min_units_on, n_generators)
 
-        on = self.first_units[count]
+        on = self._running(count, ran, held)
         minimum = on * grid.min_output
         excess = minimum.sum(axis=1) - required
         charge = np.minimum(charge + np.maximum(excess, 0), most)
@@ -82,7 +81,16 @@ class MeritOrderOperator(ReferencePolicy):
         output = minimum
         output[:, order] += np.clip(np.maximum(-excess, 0)[:, None] - before, 0, room)
         limits = on * grid.max_output
-        return self.regime_of[count], np.column_stack([np.minimum(output, limits), charge])
+        return self.env.regimes_of(on), np.column_stack([np.minimum(output, limits), charge])
+
+    def _running(self, count: np.ndarray, ran: np.ndarray, held: np.ndarray) -> np.ndarray:
+        """The ``count`` cheapest units, but for those that are held: 1 where on, shape ``(batch, n_generators)``."""
+        n_generators = len(self.rank)
+        rank = np.tile(self.rank, (len(ran), 1))
+        if held.size:
+            rank[held > 0.5] = np.where(ran > 0.5, -1, n_generators)[held > 0.5]
+        place = rank.argsort(axis=1, kind="stable").argsort(axis=1)
+        return np.where((place < count[:, None]) & (rank < n_generators) | (rank < 0), 1.0, 0.0)
 
     @classmethod
     def best(cls, env: HybridUnitCommitmentEnv, seed: int = 0) -> "MeritOrderOperator":

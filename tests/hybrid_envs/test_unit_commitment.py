@@ -200,7 +200,7 @@ def test_a_bad_csv_file_is_refused_with_row_and_column(tmp_path, lines, message)
     [
         ({"n_generators": 0}, r"n_generators must be an integer >= 1, got 0"),
         ({"n_generators": 7}, r"n_generators = 7 with commitments = 'all' makes 2\^7 regimes; at most 64"),
-        ({"commitments": "some"}, r"commitments must be 'all' or 'merit_order', got 'some'"),
+        ({"commitments": "some"}, r"commitments must be 'all', 'merit_order' or 'free', got 'some'"),
         (TWO_UNITS | {"min_output": [20.0, 25.0]}, r"min_output\[1\] = 25.0 exceeds max_output\[1\] = 20.0"),
         (TWO_UNITS | {"min_output": [-1.0, 5.0]}, r"min_output\[0\] = -1.0: must be finite and >= 0"),
         ({"max_output": 0.0}, r"max_output\[0\] = 0.0: must be finite and > 0"),
