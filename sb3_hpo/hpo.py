@@ -271,7 +271,11 @@ class HPO(HybridPPO):
 
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
         scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
-        rollout_buffer.rewards = rollout_buffer.rewards / scale + self.gamma * final_values
+        rollout_buffer.rewards /= scale
+        # The last state of an episode is learned from in no iteration. Its value is extrapolated, and it would feed on itself
+        # through the targets of the states before; so it is no worse, and no better, than what the rollout has seen to come.
+        low, high = future_range(rollout_buffer.rewards, self.gamma)
+        rollout_buffer.rewards += self.gamma * final_values.clip(low, high)
         rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
         # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
@@ -354,3 +358,16 @@ class HPO(HybridPPO):
                 if rate is not None:
                     rates[name] = make_schedule(f"{name}_learning_rate", rate)
         return super().load(path, env, *args, **kwargs, component_learning_rates=rates)
+
+
+def future_range(rewards: np.ndarray, gamma: float) -> tuple[float, float]:
+    """
+    :param rewards: of a rollout, shape ``(n_steps, n_envs)``
+    :return: the least and the greatest discounted sum of the rewards from any period to the rollout's end, the empty sum, 0,
+        among them
+    """
+    future, low, high = np.zeros_like(rewards[0]), 0.0, 0.0
+    for reward in rewards[::-1]:
+        future = reward + gamma * future
+        low, high = min(low, float(future.min())), max(high, float(future.max()))
+    return low, high
