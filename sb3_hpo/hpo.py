@@ -273,7 +273,7 @@ class HPO(HybridPPO):
         scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
         rollout_buffer.rewards /= scale
         # The last state of an episode is learned from in no iteration. Its value is extrapolated, and it would feed on itself
-        # through the targets of the states before; so it is no worse, and no better, than what the rollout has seen to come.
+        # through the targets of the states before; so it is no worse, and no better, than what was seen, repeated for ever.
         low, high = future_range(rollout_buffer.rewards, self.gamma)
         rollout_buffer.rewards += self.gamma * final_values.clip(low, high)
         rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
@@ -362,12 +362,15 @@ class HPO(HybridPPO):
 
 def future_range(rewards: np.ndarray, gamma: float) -> tuple[float, float]:
     """
-    :param rewards: of a rollout, shape ``(n_steps, n_envs)``
-    :return: the least and the greatest discounted sum of the rewards from any period to the rollout's end, the empty sum, 0,
-        among them
+    What a rollout says on how bad and how good the future can be: its least and greatest discounted sum of rewards, from any
+    period to its end, the empty sum among them, repeated for ever.
+
+    :param rewards: shape ``(n_steps, n_envs)``
+    :return: lower and upper bound of values, infinite without discount
     """
     future, low, high = np.zeros_like(rewards[0]), 0.0, 0.0
     for reward in rewards[::-1]:
         future = reward + gamma * future
         low, high = min(low, float(future.min())), max(high, float(future.max()))
-    return low, high
+    once = 1 - gamma ** len(rewards)  # the share of the first n_steps periods in what goes on for ever
+    return (low / once, high / once) if once > 0 else (-math.inf, math.inf)
