@@ -60,6 +60,9 @@ class HPO(HybridPPO):
     :param n_scenarios: scenarios simulated side by side; a VecEnv has its own number
     :param n_steps: periods per iteration; the environment's horizon unless given. What follows a shorter rollout is judged by
         the value network, with gradients to the last state
+    :param value_beyond_horizon: whether the value network judges, for the regimes, what would follow an episode that stops at
+        its horizon, as in SB3. Without it nothing follows, for regimes as for points: of use where all is settled long before
+        the horizon
     :param cross_term: whether the mixed gradient keeps its cross term; without it, it is biased but less noisy; ``"auto"``
         weighs it by the share of signal measured in it, so that it fades out once it is mostly noise
     :param pathwise_weight: weight of the pathwise term against the cross term; the estimator is unbiased at 1
@@ -90,6 +93,7 @@ class HPO(HybridPPO):
         *,
         n_scenarios: int = 64,
         n_steps: int | None = None,
+        value_beyond_horizon: bool = True,
         cross_term: bool | Literal["auto"] = True,
         pathwise_weight: float = 1.0,
         point_noise: float | str | Schedule = 0.0,
@@ -109,7 +113,7 @@ class HPO(HybridPPO):
         **ppo_kwargs: Any,
     ):
         own = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "normalize_reward": normalize_reward}
-        check_arguments(own | {"cross_term": cross_term})
+        check_arguments(own | {"cross_term": cross_term, "value_beyond_horizon": value_beyond_horizon})
         if env is not None:
             env = simulated(env, n_scenarios)
             n_scenarios = env.num_envs
@@ -120,6 +124,7 @@ class HPO(HybridPPO):
                 else check_count("batch_size", batch_size, 2)
             )
         self.n_scenarios = n_scenarios
+        self.value_beyond_horizon = value_beyond_horizon
         self.cross_term = cross_term
         self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
         self.pathwise_weight = pathwise_weight
@@ -257,7 +262,7 @@ class HPO(HybridPPO):
                 return False
             self._update_info_buffer(infos, dones)
             truncated = [i for i in np.flatnonzero(dones) if infos[i]["TimeLimit.truncated"]]
-            if truncated:
+            if truncated and self.value_beyond_horizon:
                 final_values[step, truncated] = self._values(np.stack([infos[i]["terminal_observation"] for i in truncated]))
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]

@@ -473,6 +473,14 @@ def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_an
     assert bounds > 0 or env is not inventory
 
 
+def test_nothing_follows_the_horizon_if_asked_for():
+    gamma, model = 0.9, lively(hpo(inventory(), n_scenarios=4, gamma=0.9, gae_lambda=1.0, value_beyond_horizon=False))
+    it = one_iteration(model)
+    assert it.dones[-1].all()
+    sums = np.stack([gamma ** np.arange(len(it.rewards) - t) @ it.rewards[t:] for t in range(len(it.rewards))])
+    np.testing.assert_allclose(it.buffer["returns"], sums / it.rewards.std(), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("activation_fn", [torch.nn.ReLU, torch.nn.SiLU, torch.nn.ELU, torch.nn.Tanh])
 def test_an_unstable_plant_does_not_run_away_whatever_the_activation(activation_fn):
