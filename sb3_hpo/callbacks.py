@@ -224,6 +224,7 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "normalize_reward": getattr(model, "normalize_reward", False),
         "net_arch": model.policy.net_arch,
         "linear_path": ", ".join(model.policy.linear_path),
+        "quadratic_path": ", ".join(model.policy.quadratic_path),
     }
     values: dict[str, float | str] = {name: float(getattr(model, name)) for name in numbers}
     values["pathwise_weight"] = float(getattr(model, "pathwise_weight", 0.0))

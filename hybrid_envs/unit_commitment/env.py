@@ -163,7 +163,11 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         if min_units_on > n_generators:
             raise ValueError(f"min_units_on = {min_units_on} exceeds n_generators = {n_generators}")
         if not free:
-            for name, value in (("min_up_time", min_up_time), ("min_down_time", min_down_time), ("min_units_on", min_units_on)):
+            for name, value in (
+                ("min_up_time", min_up_time),
+                ("min_down_time", min_down_time),
+                ("min_units_on", min_units_on),
+            ):
                 if np.any(np.asarray(value) > (name != "min_units_on")):
                     raise ValueError(f"{name} = {value!r} is for commitments = 'free', not for {commitments!r}")
         longest_hold = max(self.params.min_up_time.max(), self.params.min_down_time.max()) - 1
