@@ -33,6 +33,7 @@ CONTEXT = {
     "index.md": SHORT,
     "checkpoints.md": SHORT,
     "tensorboard.md": SHORT + "import numpy as np\n" + snippets()[0],
+    "factors.md": "",
     "piecewise.md": "",
     "references.md": "",
 }
