@@ -163,7 +163,7 @@ class PolicyFigureCallback(PeriodicCallback):
 
     def choices(self, observation: np.ndarray) -> Choices:
         """
-        The model's :data:`~hybrid_envs.evaluation.PolicyFunction`.
+        The model's :data:`~hybrid_envs.evaluation.PolicyFunction`, without masks and what ties factors to each other.
 
         :param observation: as the environment gives it, shape ``(batch, d)``
         """
@@ -171,7 +171,8 @@ class PolicyFigureCallback(PeriodicCallback):
         policy.set_training_mode(False)
         obs, _ = policy.obs_to_tensor(self.scaled(observation))
         with torch.no_grad():
-            probabilities, points = policy.regime_logits(obs).softmax(dim=1), policy.candidates(obs)
+            logits = policy.factors.by_factor(policy.regime_logits(obs), -torch.inf)
+            probabilities, points = logits.softmax(dim=-1), policy.candidates(obs)
         return Choices(probabilities.cpu().numpy(), points.cpu().numpy())
 
 
