@@ -163,7 +163,7 @@ class PolicyFigureCallback(PeriodicCallback):
 
     def choices(self, observation: np.ndarray) -> Choices:
         """
-        The model's :data:`~hybrid_envs.evaluation.PolicyFunction`.
+        The model's :data:`~hybrid_envs.evaluation.PolicyFunction`, without masks and what ties factors to each other.
 
         :param observation: as the environment gives it, shape ``(batch, d)``
         """

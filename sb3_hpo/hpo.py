@@ -117,8 +117,8 @@ class HPO(HybridPPO):
         target_kl: float | None = 0.015,
         **ppo_kwargs: Any,
     ):
-        own = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "normalize_reward": normalize_reward}
-        own |= {"cross_term": cross_term, "credit": credit, "value_beyond_horizon": value_beyond_horizon}
+        own: dict[str, Any] = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "credit": credit}
+        own |= {"normalize_reward": normalize_reward, "cross_term": cross_term, "value_beyond_horizon": value_beyond_horizon}
         check_arguments(own)
         if env is not None:
             env = simulated(env, n_scenarios)
