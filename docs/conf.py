@@ -52,9 +52,11 @@ API = {
     "sb3_hpo.arguments": "what their arguments have to be",
     "sb3_hpo.callbacks": "what is logged during training",
     "sb3_hpo.checkpoint": "checkpoints from which a killed run goes on exactly",
+    "sb3_hpo.export": "a policy as one graph, for programs without Python",
     "sb3_hpo.gradients": "exact gradients, estimators, and their quality",
     "sb3_hpo.losses": "the two equations",
     "sb3_hpo.policies": "the networks",
+    "sb3_hpo.safe_files": "models as plain data, without pickle",
     "sb3_hpo.zoo": "the RL Zoo's commands",
 }
 """The public modules; what their ``__all__`` lists is the public surface."""

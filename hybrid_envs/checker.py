@@ -2,12 +2,15 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
 
 from hybrid_envs.core import HybridEnv, StepResult
+from hybrid_envs.effects import check_effects
+from hybrid_envs.factor_checks import check_drawing, check_factor_effects, check_layout
 from hybrid_envs.jumps import check_jumps
 from hybrid_envs.probing import (
     HybridEnvError,
@@ -47,8 +50,10 @@ def check_hybrid_env(env: gym.Env, *, seed: int = 0, rtol: float = 1e-4) -> None
     """
     Check that an environment keeps the contract of :class:`~hybrid_envs.core.HybridEnv`: spaces and bounds, shapes and
     dtypes, seeds, purity (no hidden randomness or memory, no in-place writes), independent rows, one episode of ``step``
-    against ``step_torch``, and gradients against finite differences in every regime. All but the gradients are checked in
-    float32 and float64, and on a GPU if there is one. Passing says that no breach was met along two random rollouts.
+    against ``step_torch``, gradients against finite differences in every regime, and jumps inside a regime, in b and in the
+    state; with several factors, also which of them acts on which coordinate. Most is checked in float32 and float64, and on a
+    GPU if there is one. Passing says that no breach was met along random rollouts. A warning names what is allowed but hardly
+    meant: a regime that changes nothing, an end of the range of b without effect, an episode's end that jumps.
 
     :param env: the environment, possibly wrapped; copies of it are checked, and it stays as it is
     :param seed: of the states, actions and scenarios it is checked with
@@ -61,6 +66,7 @@ def check_hybrid_env(env: gym.Env, *, seed: int = 0, rtol: float = 1e-4) -> None
     if not hasattr(bare, "_generator"):
         raise HybridEnvError(f"{type(bare).__name__} is not set up: call super().__init__(...) in its __init__")
     check_attributes(bare)
+    check_layout(bare)
     placements = [("cpu", torch.float32), ("cpu", torch.float64)]
     if torch.cuda.is_available():
         placements.append(("cuda", torch.float32))
@@ -69,10 +75,14 @@ def check_hybrid_env(env: gym.Env, *, seed: int = 0, rtol: float = 1e-4) -> None
         for check in CHECKS:
             check(placed, seed)
     check_rows(copy.deepcopy(bare).to("cpu", torch.float64), seed)
+    if bare.factors.many:
+        check_drawing(copy.deepcopy(bare).to("cpu", torch.float32), seed)
     with torch.enable_grad():
         check_gradients(copy.deepcopy(bare).to("cpu", torch.float64), seed, rtol)
     with torch.no_grad():
         check_jumps(copy.deepcopy(bare).to("cpu", torch.float64), seed)
+        effects = check_factor_effects if bare.factors.many else check_effects
+        effects(copy.deepcopy(bare).to("cpu", torch.float64), seed)
 
 
 # ---- what is checked, in this order ------------------------------------------------------------------------------------
@@ -92,7 +102,7 @@ def check_spaces(env: HybridEnv, seed: int) -> None:
     """The Box is the hull of the regimes' bounds, and sizes agree."""
     mend = "pass action_bounds and observation_size to super().__init__, and leave the spaces and sizes to it"
     try:
-        hull = hybrid_action_space(env.action_bounds)
+        hull = hybrid_action_space(env.action_bounds, env.factors)
         split_hybrid_space(env.action_space)
     except (TypeError, ValueError) as error:
         fail(env, "action_space", str(error), mend)
@@ -210,10 +220,11 @@ def check_episode(env: HybridEnv, seed: int) -> None:
         observation, _ = call_hook(env, "reset", seed=seed)
         require_equal(env, "reset(): observation", observation, vector.reset(seed=seed)[0][0], mend)
         generator = seeded(env, seed)
+        wanted = env.factors.spread(env.horizon, generator)
         for period in range(env.horizon):
-            regimes = permitted(env, vector.state, torch.tensor([period % env.n_regimes], device=env.device))
+            regimes = permitted(env, vector.state, wanted[period : period + 1])
             action = draw_actions(env, regimes, generator)
-            regime, point = int(regimes), action.point[0].float().cpu().numpy()
+            regime, point = regimes[0].tolist(), action.point[0].float().cpu().numpy()
             with torch.no_grad():
                 expected, done = vector.advance(HybridAction(regimes, torch.as_tensor(point[None]).to(action.point)))
             got = call_hook(env, "step", (regime, point))
@@ -226,7 +237,7 @@ def check_episode(env: HybridEnv, seed: int) -> None:
                 break
     if rewards[0] != rewards[1]:
         fail(env, "reset(seed)", "the same seed and actions give other rewards", mend)
-    for bad in ((env.n_regimes, env.action_space.sample()[1]), (0, np.full(env.action_size, np.nan, np.float32))):
+    for bad in bad_actions(env):
         env.reset(seed=seed)
         try:
             env.step(bad)
@@ -235,10 +246,23 @@ def check_episode(env: HybridEnv, seed: int) -> None:
         fail(env, "step()", f"accepts {bad}", "refuse actions outside the action space with ValueError: leave step() as it is")
 
 
+def bad_actions(env: HybridEnv) -> list[tuple[Any, np.ndarray]]:
+    """Regimes that there are not, and a point that is no number."""
+    point, nowhere = env.action_space.sample()[1], np.full(env.action_size, np.nan, np.float32)
+    if not env.factors.many:
+        return [(env.n_regimes, point), (0, nowhere)]
+    sizes = np.array(env.factors.sizes)
+    regimes = [np.where(np.arange(len(sizes)) == f, sizes, 0) for f in range(len(sizes))]
+    if env.factors.active_limits is not None:
+        least, greatest = env.factors.active_limits
+        regimes += [(np.arange(len(sizes)) < k).astype(np.int64) for k in (least - 1, greatest + 1) if 0 <= k <= len(sizes)]
+    return [*((regime, point) for regime in [*regimes, regimes[0][:-1]]), (0 * sizes, nowhere)]
+
+
 def check_rows(env: HybridEnv, seed: int) -> None:
     """Row i of every result depends on row i of the inputs alone."""
     for probe, other in zip(random_probes(env, seed), random_probes(env, seed + 1), strict=False):
-        regime = permitted(env, other.state, other.action.regime.roll(1))
+        regime = permitted(env, other.state, other.action.regime.roll(1, dims=0))
         foreign = other._replace(action=other.action._replace(regime=regime))
         for row in (0, len(probe.noise) - 1):
             mixed = Probe(*(keep_row(row, mine, theirs) for mine, theirs in zip(probe, foreign, strict=True)))
@@ -265,6 +289,8 @@ def check_gradients(env: HybridEnv, seed: int, rtol: float) -> None:
         near = nudged(probe, generator)
         gradients = gradients_of(env, near)
         _compare(env, near, gradients, rtol)
+        if env.factors.many:
+            continue  # see check_factor_effects
         slopes = torch.stack([g.abs().amax(1) for (_, by), g in gradients.items() if by == "b"]).amax(0)
         moved = near._replace(action=draw_actions(env, near.action.regime, generator))
         pairs = zip(outputs_of(env, near).values(), outputs_of(env, moved).values(), strict=True)

@@ -106,6 +106,16 @@ class RegimeFactors:
         padded = flat.new_full((*flat.shape[:-1], self.n_factors, self.largest), fill)
         return padded.masked_scatter(self._place.to(flat.device).expand_as(padded), flat)
 
+    def one_hot(self, regime: torch.Tensor) -> torch.Tensor:
+        """
+        :param regime: x, shape ``(batch,)`` or ``(batch, m)``
+        :return: 1 for the regime taken of each factor, else 0, flat, shape ``(batch, ΣJ_f)``
+        """
+        chosen = self.columns(regime).unsqueeze(-1) == torch.arange(self.largest, device=regime.device)
+        if not self._ragged:
+            return chosen.flatten(1).float()
+        return chosen[:, self._place.to(regime.device)].float()
+
     def of_coordinates(self, regime: torch.Tensor) -> torch.Tensor:
         """
         :param regime: x, shape ``(batch,)`` or ``(batch, m)``
@@ -149,6 +159,19 @@ class RegimeFactors:
         device = generator.device
         drawn = [torch.randint(size, (batch_size,), generator=generator, device=device) for size in self.sizes]
         return torch.stack(drawn, dim=1) if self.many else drawn[0]
+
+    def spread(self, rows: int, generator: torch.Generator) -> torch.Tensor:
+        """
+        :param rows: how many regimes; with the largest J_f or more of them, every regime of every factor occurs
+        :param generator: shuffles factors against each other; a Discrete draws nothing from it
+        :return: regimes in which each factor takes 0, 1, ... equally often, of a Discrete in this order, shape ``(rows,)`` or
+            ``(rows, m)``; without regard to masks and limits
+        """
+        turn = torch.arange(rows, device=generator.device)
+        if not self.many:
+            return turn % self.sizes[0]
+        shuffled = [turn[torch.randperm(rows, generator=generator, device=generator.device)] for _ in self.sizes]
+        return torch.stack(shuffled, dim=1) % torch.tensor(self.sizes, device=generator.device)
 
     def deviations(self, regime: torch.Tensor) -> torch.Tensor:
         """
@@ -196,6 +219,34 @@ class RegimeFactors:
         of_factor = self.by_factor(mask, False)
         parts = [allowed_regimes(regime[:, f], of_factor[:, f]) for f in range(self.n_factors)]
         return torch.stack(parts, dim=1)
+
+    def repaired(self, regime: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        :param regime: x, shape ``(batch,)`` or ``(batch, m)``
+        :param mask: which regimes may be taken, flat, shape ``(batch, ΣJ_f)``, leaving a choice; all of them if ``None``
+        :return: x where the mask and ``active_limits`` allow it, else one near it that they allow. Which factors have to give
+            way to the limits, changes from row to row, so that no factor always does
+        """
+        x = self.allowed(regime, mask)
+        if self.active_limits is None:
+            return x
+        if mask is None:
+            mask = torch.ones((len(x), self.total), dtype=torch.bool, device=x.device)
+        possible = self.by_factor(mask, False)
+        (least, greatest), active = self.active_limits, x != 0
+        turn = (torch.arange(self.n_factors, device=x.device) + torch.arange(len(x), device=x.device).unsqueeze(1)) % (
+            self.n_factors
+        )
+
+        def first(able: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+            """So many of those that are able, in their turn."""
+            place = torch.where(able, turn, self.n_factors).argsort(dim=1).argsort(dim=1)
+            return able & (place < number.unsqueeze(1))
+
+        rests = first(active & possible[..., 0], active.sum(1) - greatest)
+        rises = first(~active & possible[..., 1:].any(-1), least - active.sum(1))
+        risen = 1 + possible[..., 1:].int().argmax(dim=-1)
+        return torch.where(rests, 0, torch.where(rises, risen, x))
 
     def permits(self, regime: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """

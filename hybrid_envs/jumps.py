@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 
 from hybrid_envs.core import HybridEnv
-from hybrid_envs.probing import Probe, fail, float_outputs, inputs_of, permitted, reach, seeded, warn, with_input
+from hybrid_envs.probing import Probe, fail, float_outputs, inputs_of, joined, permitted, pick, reach, seeded, warn, with_input
 from hybrid_envs.spaces import HybridAction
 
-LINES = 96
+LINES = 192
 """How many lines are searched in b, and as many in the state; at least four for each regime."""
 INTERVALS = 256
 """Of the grid on a line."""
@@ -23,7 +23,7 @@ MARGIN = 1e-6
 """Distance kept from the bounds of b, relative to their interval: a jump at the bound itself has probability zero."""
 FAR = 3.0
 """How far b is drawn at most where it is unbounded, in units of its typical magnitude."""
-LINES_AT_ONCE = 24
+LINES_AT_ONCE = 96
 
 
 class Lines(NamedTuple):
@@ -33,7 +33,7 @@ class Lines(NamedTuple):
     end: Probe
 
     def rows(self, rows: torch.Tensor) -> "Lines":
-        return Lines(*(_pick(end, rows) for end in self))
+        return Lines(*(pick(end, rows) for end in self))
 
     def at(self, share: torch.Tensor) -> Probe:
         """The inputs at a share of each line, shape ``(rows,)``; what is no floating-point number is that of the start."""
@@ -76,7 +76,7 @@ def check_jumps(env: HybridEnv, seed: int) -> None:
 
 def _report(env: HybridEnv, lines: Lines, jump: Jump) -> None:
     line = lines.rows(torch.tensor([jump.line]))
-    where, regime = responsible(env, line, jump), int(line.start.action.regime)
+    where, regime = responsible(env, line, jump), line.start.action.regime[0].tolist()
     what = f"jumps by {jump.after - jump.before:.6g}, from {jump.before:.6g} to {jump.after:.6g}, inside regime {regime}, "
     what += f"where {where}, period {int(line.start.state.period)}; gradients do not see it"
     declare = f"if it is meant, declare it in the class: jumps = ({jump.output!r},)"
@@ -93,17 +93,21 @@ def _report(env: HybridEnv, lines: Lines, jump: Jump) -> None:
 def paired_episodes(env: HybridEnv, generator: torch.Generator) -> list[tuple[Any, Any, torch.Tensor]]:
     """
     Two episodes of a random policy in the same scenarios, with the same regimes and other points: how far apart they are is
-    how far b moves the state. A row that has ended stays where it was.
+    how far b moves the state. Every second row keeps to one regime, which leads to states that a mixture rarely meets. A row
+    that has ended stays where it was.
 
     :return: the two states and the noise, period by period
     """
     rows = max(LINES, 4 * env.n_regimes)
     start, noise = env.initial(rows, generator), env.sample_noise(rows, generator)
     states, levels = [start, start], [_uniform(env, generator, rows, 1) for _ in range(2)]
+    row = torch.arange(rows, device=env.device)
+    kept = env.factors.draw(rows, generator) if env.factors.many else row // 2 % env.n_regimes
+    keeps = (row % 2 == 0).view(-1, *[1] * (kept.dim() - 1))
     met: list[tuple[Any, Any, torch.Tensor]] = []
     for period in range(env.horizon):
         met.append((states[0], states[1], noise[period]))
-        regime = torch.randint(env.n_regimes, (rows,), generator=generator, device=env.device)
+        regime = kept.where(keeps, env.factors.draw(rows, generator))
         for k, (state, level) in enumerate(zip(states, levels, strict=True)):
             action = _action(env, permitted(env, state, regime), level, generator)
             result = env.step_torch(state, action, noise[period])
@@ -115,7 +119,7 @@ def lines_in_b(env: HybridEnv, episodes: list[tuple[Any, Any, torch.Tensor]], ge
     """In turn: all coordinates from their low to their high ends, one coordinate alone, and between two random points."""
     state, _, noise = _mixed_periods(env, episodes, generator)
     rows = torch.arange(len(noise), device=env.device)
-    regime = permitted(env, state, rows % env.n_regimes)
+    regime = permitted(env, state, env.factors.spread(len(rows), generator))
     kind = rows // env.n_regimes % 3
     far = FAR ** _uniform(env, generator, len(rows), 1)
     levels = [torch.where(kind == 0, end, _uniform(env, generator, len(rows))).unsqueeze(1) for end in (0.0, 1.0)]
@@ -133,9 +137,8 @@ def lines_in_b(env: HybridEnv, episodes: list[tuple[Any, Any, torch.Tensor]], ge
 def lines_in_state(env: HybridEnv, episodes: list[tuple[Any, Any, torch.Tensor]], generator: torch.Generator) -> Lines:
     """Between the states that two episodes have come to in the same scenario."""
     start, end, noise = _mixed_periods(env, episodes, generator)
-    rows = torch.arange(len(noise), device=env.device)
-    regime = permitted(env, start, rows % env.n_regimes)
-    action = _action(env, regime, _uniform(env, generator, len(rows), 1), generator)
+    regime = permitted(env, start, env.factors.spread(len(noise), generator))
+    action = _action(env, regime, _uniform(env, generator, len(noise), 1), generator)
     lines = Lines(Probe(start, action, noise), Probe(end, action, noise))
     ends = zip(inputs_of(lines.start).values(), inputs_of(lines.end).values(), strict=True)
     apart = torch.stack([(near != far).reshape(len(near), -1).any(1) for near, far in ends]).any(0)
@@ -148,9 +151,9 @@ def _mixed_periods(
     """Of each row the two states and the noise of a period of its own."""
     rows = len(episodes[0][2])
     period = torch.randint(len(episodes), (rows,), generator=generator, device=env.device)
-    picked = [[_pick(part, torch.tensor([row])) for part in episodes[int(period[row])]] for row in range(rows)]
-    first, second, noise = (_joined(list(parts)) for parts in zip(*picked, strict=True))
-    return first, second._replace(period=first.period), noise
+    first, second, noise = (joined(list(parts)) for parts in zip(*episodes, strict=True))  # row after row in each period
+    at = period * rows + torch.arange(rows, device=env.device)
+    return pick(first, at), pick(second, at)._replace(period=pick(first, at).period), pick(noise, at)
 
 
 def _action(
@@ -239,7 +242,7 @@ def responsible(env: HybridEnv, line: Lines, jump: Jump) -> str:
             continue
         tried = value.flatten().repeat(len(moving), 1)
         tried[torch.arange(len(moving)), moving] = behind.flatten()[moving]
-        many = _pick(right, torch.zeros(len(moving), dtype=torch.int64))
+        many = pick(right, torch.zeros(len(moving), dtype=torch.int64))
         outputs = _columns(env, with_input(many, name, tried.reshape(-1, *value.shape[1:])))[jump.output][:, jump.coordinate]
         carries = (outputs - jump.before).abs() < (outputs - jump.after).abs()
         entries = [f"{name}{_index(int(i), value)} = {float(value.flatten()[i]):.6g}" for i in moving[carries]]
@@ -265,22 +268,12 @@ def _columns(env: HybridEnv, probe: Probe) -> dict[str, torch.Tensor]:
     result = env.step_torch(*probe)
     columns = {**float_outputs(result), "terminated": result.terminated.to(env.dtype).unsqueeze(1)}
     if env.masks_regimes:
-        masked = ~env.regime_mask(probe.state).gather(1, probe.action.regime.unsqueeze(1))
+        masked = ~env.factors.permits(probe.action.regime, env.regime_mask(probe.state)).unsqueeze(1)
         columns = {name: column.masked_fill(masked, torch.nan) for name, column in columns.items()}
     return columns
 
 
 # ---- NamedTuples of tensors, row by row -----------------------------------------------------------------------------------
-
-
-def _pick(value: Any, rows: torch.Tensor) -> Any:
-    return value[rows] if isinstance(value, torch.Tensor) else type(value)(*(_pick(item, rows) for item in value))
-
-
-def _joined(values: list[Any]) -> Any:
-    if isinstance(values[0], torch.Tensor):
-        return torch.cat(values)
-    return type(values[0])(*(_joined(list(items)) for items in zip(*values, strict=True)))
 
 
 def _where(condition: torch.Tensor, yes: Any, no: Any) -> Any:

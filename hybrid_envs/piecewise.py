@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
-from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.checks import check_array, check_count, check_switch
 from hybrid_envs.core import HybridEnv, StateT
+from hybrid_envs.factors import NO_FACTOR
 from hybrid_envs.spaces import HybridAction, split_hybrid_space
 
 __all__ = ["BoxAction", "BoxEnv", "BoxProblem", "PiecewiseEnv", "Threshold"]
@@ -158,11 +159,16 @@ class PiecewiseEnv(HybridEnv[StateT]):
     total followed by n proportions r in [0, 1]: b_i is the total's share r_i / Σ_k r_k, divided by w_i; equal shares where
     all r are 0. A single coordinate needs no proportion.
 
+    With ``factors`` the product is not enumerated: each coordinate that has thresholds is a factor of its own, whose regimes
+    are its cells, and the others have none. Thirty coordinates of three cells each make 90 regimes in all, not 3^30.
+
     :param problem: the original; a copy of it is simulated
     :param thresholds: where it jumps, increasing: for each coordinate a sequence of :class:`Threshold` or of numbers, which
         belong to the cell above; with weights one sequence, on the weighted sum; ``None`` for one regime, the Box as it is,
         with the jumps in it
-    :param max_regimes: the largest number of regimes wanted
+    :param max_regimes: the largest number of regimes wanted of a product
+    :param factors: whether each coordinate with thresholds is a factor, regimes being ``(batch, m)``, in the order of the
+        coordinates; else one regime stands for a cell of each
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: for thresholds that are not increasing, not finite or outside the Box, and for too many regimes
     """
@@ -173,6 +179,7 @@ class PiecewiseEnv(HybridEnv[StateT]):
         thresholds: Sequence[Any] | None,
         *,
         max_regimes: int = 64,
+        factors: bool = False,
         render_mode: str | None = None,
     ):
         self.problem = copy.deepcopy(problem)  # which moves with this environment, and not with another view of it
@@ -187,15 +194,28 @@ class PiecewiseEnv(HybridEnv[StateT]):
         else:
             cuts = [_increasing(f"thresholds[{i}]", values) for i, values in enumerate(thresholds)]
         counts = [len(of_coordinate) + 1 for of_coordinate in cuts]
-        if math.prod(counts) > check_count("max_regimes", max_regimes):
+        if check_switch("factors", factors):
+            if self.by_total or max(counts) == 1:
+                where = "on a weighted sum" if self.by_total else "on no coordinate"
+                raise ValueError(f"factors = True makes a factor of each coordinate with thresholds, got thresholds {where}")
+        elif math.prod(counts) > check_count("max_regimes", max_regimes):
             product = " · ".join(str(count) for count in counts if count > 1)
-            raise ValueError(f"thresholds make {product} = {math.prod(counts)} regimes, more than max_regimes = {max_regimes}")
+            raise ValueError(
+                f"thresholds make {product} = {math.prod(counts)} regimes, more than max_regimes = {max_regimes}; "
+                "with factors=True each coordinate has its own"
+            )
         cells = [
             _cells(f"thresholds[{i}]" if len(cuts) > 1 else "thresholds", problem.low[i], problem.high[i], of_coordinate)
             for i, of_coordinate in enumerate(cuts)
         ]
-        index = np.array(list(np.ndindex(*counts)))  # (J, m): the cell of each coordinate, the last one varying fastest
-        bounds = np.stack([cells[i][index[:, i]] for i in range(len(cells))], axis=1)  # (J, m, 2)
+        self.jumping = torch.tensor([i for i, count in enumerate(counts) if count > 1], dtype=torch.int64)
+        if factors:
+            bounds = np.full((max(counts), n, 2), np.nan)
+            for i, of_coordinate in enumerate(cells):
+                bounds[: counts[i], i] = of_coordinate
+        else:
+            index = np.array(list(np.ndindex(*counts)))  # (J, m): the cell of each coordinate, the last one varying fastest
+            bounds = np.stack([cells[i][index[:, i]] for i in range(len(cells))], axis=1)  # (J, m, 2)
         scale = problem.action_scale
         if self.by_total:
             assert problem.weights is not None
@@ -209,6 +229,8 @@ class PiecewiseEnv(HybridEnv[StateT]):
             horizon=problem.horizon,
             action_scale=scale,
             observation_scale=problem.observation_scale,
+            factor_sizes=[count for count in counts if count > 1] if factors else None,
+            factor_of=np.where(np.array(counts) > 1, np.cumsum(np.array(counts) > 1) - 1, NO_FACTOR) if factors else None,
             render_mode=render_mode,
         )
         self.cell_low, self.cell_high = torch.tensor(self.action_bounds).unbind(-1)
@@ -216,16 +238,18 @@ class PiecewiseEnv(HybridEnv[StateT]):
         filled = [of_coordinate + [Threshold(math.inf, True)] * (longest - len(of_coordinate)) for of_coordinate in cuts]
         self.threshold = torch.tensor([[cut.value for cut in row] for row in filled], dtype=torch.float32)
         self.belongs_below = torch.tensor([[cut.below for cut in row] for row in filled])
-        self.stride = torch.tensor([math.prod(counts[i + 1 :]) for i in range(len(counts))])
+        if not factors:
+            self.stride = torch.tensor([math.prod(counts[i + 1 :]) for i in range(len(counts))])
 
     # ---- from one action space to the other --------------------------------------------------------------------------
 
     def to_box(self, action: HybridAction) -> BoxAction:
         """
-        :param action: (x, b), shapes ``(batch,)`` and ``(batch, action_size)``
+        :param action: (x, b), shapes ``(batch,)``, of several factors ``(batch, m)``, and ``(batch, action_size)``
         :return: the original action it stands for, in cell x, differentiable in the point
         """
-        low, high = self.cell_low[action.regime], self.cell_high[action.regime]
+        cells = (edge.expand(len(action.regime), -1, -1) for edge in (self.cell_low, self.cell_high))
+        low, high = (self.factors.choose(edge, action.regime) for edge in cells)
         point = torch.where(low < high, action.point.clamp(low, high), low)  # clamp would let gradients out of a point
         if not self.by_total:
             return BoxAction(point, self.problem.level(point))
@@ -251,7 +275,10 @@ class PiecewiseEnv(HybridEnv[StateT]):
         level = self.problem.level(point) if self.by_total else point
         measured = level.unsqueeze(-1)  # (batch, m, 1) against (m, thresholds)
         exceeds = torch.where(self.belongs_below, measured > self.threshold, measured >= self.threshold)
-        regime = (exceeds.sum(dim=-1) * self.stride).sum(dim=-1)
+        cell = exceeds.sum(dim=-1)
+        if self.factors.many:
+            return HybridAction(cell[:, self.jumping], point)
+        regime = (cell * self.stride).sum(dim=-1)
         if not self.by_total:
             return HybridAction(regime, point)
         if self.problem.action_size == 1:

@@ -22,7 +22,10 @@ class HybridEnvWarning(UserWarning):
 
 
 class Probe(NamedTuple):
-    """Inputs of ``step_torch`` as a random policy meets them; row i takes regime i modulo J, or the first allowed one."""
+    """
+    Inputs of ``step_torch`` as a random policy meets them; row i takes regime i modulo J, or the first allowed one. With
+    several factors, each regime of each occurs in some row.
+    """
 
     state: Any
     action: HybridAction
@@ -66,6 +69,8 @@ def call_hook(env: HybridEnv, hook: str, *args: Any, **kwargs: Any) -> Any:
         mend = "create tensors with dtype=self.dtype, device=self.device, and keep constants as tensor attributes of the env"
         if (env.dtype, env.device.type) == (torch.float32, "cpu"):
             mend = "its cause is chained to this error"
+            if env.factors.many:
+                mend += f"; action.regime has shape (batch, {env.factors.n_factors}), a column for each factor"
         raise HybridEnvError(_message(env, f"{hook}()", f"raised {type(error).__name__}: {error}", mend)) from error
     for (name, tensor), (value, version) in zip(tensors, before, strict=True):
         if tensor._version != version or not torch.equal(tensor, value):
@@ -114,7 +119,7 @@ def require_finite(env: HybridEnv, where: str, value: Any, when: str = "", regim
     for name, tensor in leaves("result", value):
         if not tensor.isfinite().all():
             row = int((~tensor.isfinite()).nonzero()[0, 0])
-            taken = "" if regime is None else f", regime {int(regime[row])}"
+            taken = "" if regime is None else f", regime {regime[row].tolist()}"
             what = f"non-finite {name.removeprefix('result.')} {when} (row {row}{taken})"
             fail(env, where, what, "bound the dynamics, or the actions through action_bounds and action_scale")
 
@@ -144,20 +149,43 @@ def draw_actions(env: HybridEnv, regime: torch.Tensor, generator: torch.Generato
 def permitted(env: HybridEnv, state: Any, regime: torch.Tensor) -> torch.Tensor:
     """The given regimes where the environment allows them, else its first allowed one; its mask is checked."""
     if not env.masks_regimes:
-        return regime
-    shape = (len(regime), env.factors.total)
-    mask = require_tensor(env, "regime_mask()", call_hook(env, "regime_mask", state), shape, torch.bool)
-    for row, *factor in (~env.factors.leaves_a_choice(mask)).nonzero().tolist():
+        return env.factors.repaired(regime, None)
+    return env.factors.repaired(regime, checked_mask(env, state))
+
+
+def checked_mask(env: HybridEnv, state: Any) -> torch.Tensor:
+    """``regime_mask`` of a state, flat; its shape is right, and it leaves a choice."""
+    factors, mask = env.factors, call_hook(env, "regime_mask", state)
+    shape = (len(state.period), factors.total)
+    if factors.many and isinstance(mask, torch.Tensor) and mask.shape != shape:
+        sizes = " + ".join(map(str, factors.sizes))
+        mend = f"return it flat, factor after factor, a column for each regime: shape {shape}, since {sizes} = {factors.total}"
+        fail(env, "regime_mask()", f"shape {tuple(mask.shape)}", mend)
+    require_tensor(env, "regime_mask()", mask, shape, torch.bool)
+    mend = "leave at least one regime wherever the episode goes on; where it ends, say so in terminal()"
+    for row, *factor in (~factors.by_factor(mask, False).any(-1)).nonzero().tolist():
         which = f" of factor {factor[0]}" if factor else ""
-        mend = "leave at least one regime wherever the episode goes on; where it ends, say so in terminal()"
         fail(env, "regime_mask()", f"allows no regime{which} in period {int(state.period[row])} (row {row})", mend)
-    return env.factors.allowed(regime, mask)
+    for row, *_ in (~factors.leaves_a_choice(mask)).nonzero().tolist():
+        of_factor = factors.by_factor(mask, False)[row]
+        can, must = of_factor[:, 1:].any(-1), ~of_factor[:, 0]
+        what = f"in period {int(state.period[row])} (row {row}) it lets {int(must.sum())} to {int(can.sum())} factors be in "
+        what += f"another regime than 0, but active_limits = {factors.active_limits}"
+        mend = "let masks leave a regime that keeps to active_limits, or widen these"
+        fail(env, "regime_mask()", f"{what}; factors {_numbers(must)} have to, {_numbers(~can)} cannot", mend)
+    return mask
+
+
+def _numbers(which: torch.Tensor) -> list[int]:
+    return which.nonzero().flatten().tolist()
 
 
 def random_rollout(env: HybridEnv, seed: int, copies: int = 3) -> Iterator[Probe]:
-    """An episode of a random policy, up to the first end; in every period ``copies`` rows take each regime."""
-    generator = seeded(env, seed)
-    regimes = torch.arange(env.n_regimes, device=env.device).repeat(copies)
+    """An episode of a random policy, up to the first end; in every period ``copies`` rows take each regime of each factor."""
+    generator, rows = seeded(env, seed), copies * env.n_regimes
+    if env.factors.many and rows == env.factors.n_factors:
+        rows += 1  # else regimes of shape (batch, m) would broadcast against (batch,)
+    regimes = env.factors.spread(rows, generator)
     state, noise = env.initial(len(regimes), generator), env.sample_noise(len(regimes), generator)
     for period in range(env.horizon):
         probe = Probe(state, draw_actions(env, permitted(env, state, regimes), generator), noise[period])
@@ -172,6 +200,18 @@ def random_probes(env: HybridEnv, seed: int, copies: int = 3) -> list[Probe]:
     """The first period of a random policy, and one from the middle of its episode."""
     met = list(random_rollout(env, seed, copies))
     return [met[0], met[len(met) // 2]]
+
+
+def pick(value: Any, rows: torch.Tensor) -> Any:
+    """These rows of a tensor, or of all tensors in nested NamedTuples."""
+    return value[rows] if isinstance(value, torch.Tensor) else type(value)(*(pick(item, rows) for item in value))
+
+
+def joined(values: list[Any]) -> Any:
+    """The rows of all of them in one, in nested NamedTuples too."""
+    if isinstance(values[0], torch.Tensor):
+        return torch.cat(values)
+    return type(values[0])(*(joined(list(items)) for items in zip(*values, strict=True)))
 
 
 def keep_row(row: int, mine: Any, theirs: Any) -> Any:
@@ -240,4 +280,4 @@ def gradients_of(env: HybridEnv, probe: Probe) -> dict[tuple[str, str], torch.Te
 def located(probe: Probe, by: str, row: int, i: int) -> str:
     shape = inputs_of(probe)[by].shape[1:]
     index = [int(k) for k in np.unravel_index(i, shape)] if shape else []
-    return f"{by}{index or ''}, regime {int(probe.action.regime[row])}, period {int(probe.state.period[row])}"
+    return f"{by}{index or ''}, regime {probe.action.regime[row].tolist()}, period {int(probe.state.period[row])}"

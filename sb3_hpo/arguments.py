@@ -8,9 +8,12 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from torch import nn
+from torch.optim import Optimizer
 
 from hybrid_envs.checks import check_switch
 
@@ -40,10 +43,10 @@ class Allowed(NamedTuple):
         """
         if isinstance(number, bool) or not isinstance(number, Integral if self.kind is int else Real):
             return False
-        value = float(number)
-        if value == math.inf:
+        if number == math.inf:
             return self.infinite
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
+        real: Any = number  # an integer may be too large for a float
+        return bool((self.low < real if self.above else self.low <= real) and real <= self.high)
 
     def range(self) -> str:
         """In words, to follow "a number"."""
@@ -84,14 +87,24 @@ ALLOWED = {
     "log_std_init": Allowed(float),
     "ortho_init": SWITCH,
     "share_features_extractor": SWITCH,
+    "normalize_images": SWITCH,
+    "squash_output": SWITCH,
     "autoregressive": SWITCH,
+    "points_see_regime": SWITCH,
     # optimizer_kwargs
     "eps": Allowed(float, 0),
     "weight_decay": Allowed(float, 0),
+    "amsgrad": SWITCH,
     "betas": SHARE,
 }
 """Arguments by name, those of the policy and of its optimizer included."""
-
+CLASSES: dict[str, tuple[type, str]] = {
+    "activation_fn": (nn.Module, "a class of torch.nn, such as torch.nn.Tanh"),
+    "optimizer_class": (Optimizer, "a class of torch.optim, such as torch.optim.Adam"),
+    "features_extractor_class": (BaseFeaturesExtractor, "a subclass of Stable-Baselines3's BaseFeaturesExtractor"),
+    "rollout_buffer_class": (RolloutBuffer, "a subclass of Stable-Baselines3's RolloutBuffer, or None"),
+}
+"""Arguments that are classes: from what they have to be derived, and how to say so."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "cross_term": (True, False, "auto"),
     "ratio": ("joint", "component", None),
@@ -106,18 +119,23 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     :raises ValueError: naming the argument, its value and what is allowed
     """
     for name, value in arguments.items():
-        if name in ("policy_kwargs", "optimizer_kwargs") and value is not None:
+        if name.endswith("_kwargs") and value is not None:
             if not isinstance(value, Mapping):
                 raise ValueError(f"{name} must be a dict, got {value!r}")
-            check_arguments(value)
+            if name in ("policy_kwargs", "optimizer_kwargs"):
+                check_arguments(value)
         elif name == "net_arch" and value is not None:
             check_net_arch(value)
-        elif name == "activation_fn" and not (isinstance(value, type) and issubclass(value, nn.Module)):
-            raise ValueError(f"activation_fn must be a class of torch.nn, such as torch.nn.Tanh, got {value!r}")
+        elif name in CLASSES and not (value is None and name == "rollout_buffer_class"):
+            base, words = CLASSES[name]
+            if not (isinstance(value, type) and issubclass(value, base)):
+                raise ValueError(f"{name} must be {words}, got {value!r}")
         elif name in CHOICES and not any(type(value) is type(choice) and value == choice for choice in CHOICES[name]):
             *first, last = map(repr, CHOICES[name])
             raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
         elif name == "betas":
+            if not isinstance(value, list | tuple) or len(value) != 2:
+                raise ValueError(f"betas must be a pair of numbers, got {value!r}")
             for i, beta in enumerate(value):
                 check_number(f"betas[{i}]", beta, ALLOWED["betas"])
         elif name in ALLOWED:
@@ -182,7 +200,10 @@ def make_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
     schedule = FloatSchedule(value)
     # What decays to 0 has reached it when training ends, so that an excluded 0 may stand there.
     for left in PROGRESS[:-1] if allowed.above else PROGRESS:
-        then = schedule(float(left))
+        try:
+            then = schedule(float(left))
+        except Exception as error:  # whatever a function of the user's raises
+            raise ValueError(f"{unreadable}: with {left:.0%} of training left it fails, {error!r}") from error
         if not allowed.holds(then):
             where = "" if isinstance(given, Real) else f", which is {then} with {left:.0%} of training left"
             raise ValueError(f"{name} must be a finite number{allowed.range()}, got {given!r}{where}")

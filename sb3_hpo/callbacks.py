@@ -171,7 +171,8 @@ class PolicyFigureCallback(PeriodicCallback):
         policy.set_training_mode(False)
         obs, _ = policy.obs_to_tensor(self.scaled(observation))
         with torch.no_grad():
-            probabilities, points = policy.regime_logits(obs).softmax(dim=1), policy.candidates(obs)
+            regimes = policy.regimes(obs)
+            probabilities, points = regimes.given(regimes.mode()).probs, policy.candidates(obs)
         return Choices(probabilities.cpu().numpy(), points.cpu().numpy())
 
 

@@ -12,6 +12,8 @@ __all__ = ["Decision", "counterfactual_baseline"]
 
 ROWS_AT_ONCE = 16_384
 """Of simulated alternatives; more at once would leave the processor's cache."""
+RARE = 0.1
+"""Alternatives of less probability are simulated more rarely, and count for more when they are."""
 
 
 class Decision(NamedTuple):
@@ -23,12 +25,10 @@ class Decision(NamedTuple):
     """ξ of the period, shape ``(batch, ...)``."""
     regime: torch.Tensor
     """x, shape ``(batch, m)``."""
-    candidates: torch.Tensor
-    """b for each regime of each coordinate's factor, shape ``(batch, J, n)``."""
+    context: torch.Tensor
+    """What b depends on beside x, shape ``(batch, ...)``: the candidates, or the observation."""
     probabilities: torch.Tensor
     """π_f(j | s), shape ``(batch, m, J)``; 0 where factor f may not take j."""
-    mask: torch.Tensor | None
-    """Which regimes may be taken, flat, bool, shape ``(batch, ΣJ_f)``; all of them if ``None``."""
 
 
 def joined(decisions: list[Decision]) -> Decision:
@@ -38,8 +38,6 @@ def joined(decisions: list[Decision]) -> Decision:
 
     def together(parts: tuple[Any, ...]) -> Any:
         first = parts[0]
-        if first is None:
-            return None
         return torch.cat(parts) if isinstance(first, torch.Tensor) else type(first)(*map(torch.cat, zip(*parts, strict=True)))
 
     return Decision(*map(together, zip(*decisions, strict=True)))
@@ -47,36 +45,49 @@ def joined(decisions: list[Decision]) -> Decision:
 
 @torch.no_grad()
 def counterfactual_baseline(
-    env: HybridEnv, decision: Decision, outcome_value: Callable[[StepResult], torch.Tensor]
+    env: HybridEnv,
+    decision: Decision,
+    point_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    outcome_value: Callable[[StepResult], torch.Tensor],
+    rare: float = RARE,
 ) -> torch.Tensor:
     """
     For each factor of a regime, what the others' choices were worth on average over its own (counterfactual baseline:
     Foerster et al. 2018), with one period simulated for every alternative in the scenario that was met:
 
-    B_f(s, x_{-f}) = Σ_j π_f(j | s) q(s, x_{-f}, j),    q = r(s, x, b^x, ξ) + γ v(s')
+    B_f(s, x_{-f}) = Σ_j π_f(j | s) q(s, x_{-f}, j) = q(s, x) + Σ_{j ≠ x_f} π_f(j | s) (q(s, x_{-f}, j) - q(s, x))
 
-    It does not depend on x_f, so that G - B_f instead of G - v(s) leaves the score function of independent factors unbiased,
-    whatever v is. What the other factors did to the period's cost, and through v to later ones, is gone from it.
+    with q = r(s, x, b^x, ξ) + γ v(s'). It does not depend on x_f, so that G - B_f instead of G - v(s) leaves the score
+    function of independent factors unbiased, whatever v is. What the other factors did to the period's cost, and through v to
+    later ones, is gone from it.
+
+    An alternative of probability p below ``rare`` is simulated with probability p / ``rare``, and its term is divided by that:
+    on average the same, and most of the work is saved once the policy has made up its mind.
 
     :param env: the problem
     :param decision: a batch of them
+    :param point_of: from the context and regimes to b, shape ``(rows, n)``
     :param outcome_value: q, from the result of a step, shape ``(rows,)``
+    :param rare: 0 to simulate every alternative
     :return: B, in the units of q, shape ``(batch, m)``
     """
-    factors = env.factors
-    every = factors.deviations(decision.regime)  # (batch, D, m)
-    batch, n_deviations = every.shape[:2]
-    values = []
-    for rows in torch.arange(batch, device=every.device).split(max(ROWS_AT_ONCE // n_deviations, 1)):
 
-        def repeated(field: torch.Tensor, rows: torch.Tensor = rows) -> torch.Tensor:
-            return field[rows].repeat_interleave(n_deviations, dim=0)
+    def value(rows: torch.Tensor, regime: torch.Tensor) -> torch.Tensor:
+        values = []
+        for part, x in zip(rows.split(ROWS_AT_ONCE), regime.split(ROWS_AT_ONCE), strict=True):
+            state = type(decision.state)(*(field[part] for field in decision.state))
+            action = HybridAction(x, point_of(decision.context[part], x))
+            values.append(outcome_value(env.step_torch(state, action, decision.noise[part])))
+        return torch.cat(values)
 
-        regime = every[rows].flatten(0, 1)
-        if decision.mask is not None:  # what may not be taken has probability 0, and is not executed
-            regime = factors.allowed(regime, repeated(decision.mask))
-        state = type(decision.state)(*(repeated(field) for field in decision.state))
-        point = factors.choose(repeated(decision.candidates), regime)
-        values.append(outcome_value(env.step_torch(state, HybridAction(regime, point), repeated(decision.noise))))
-    q = factors.of_deviations(torch.cat(values).view(batch, n_deviations), decision.regime)
-    return (decision.probabilities * q).sum(dim=-1)
+    of_others = decision.probabilities.scatter(2, decision.regime.unsqueeze(2), 0.0)
+    share = (of_others / rare).clamp(max=1.0) if rare else (of_others > 0).to(of_others.dtype)
+    row, factor, j = (torch.rand_like(share) < share).nonzero().unbind(1)
+    taken = value(torch.arange(len(decision.regime), device=row.device), decision.regime)
+    baseline = taken.unsqueeze(1).expand_as(decision.regime).clone()
+    if len(row):
+        alternative = decision.regime[row]
+        alternative[torch.arange(len(row), device=row.device), factor] = j
+        weight = of_others[row, factor, j] / share[row, factor, j]
+        baseline.index_put_((row, factor), weight * (value(row, alternative) - taken[row]), accumulate=True)
+    return baseline

@@ -1,6 +1,7 @@
 """The distribution of a hybrid action: a categorical regime, and a point that follows from it."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -142,16 +143,10 @@ class RegimeDistribution:
     def draw_by(self, uniform: torch.Tensor) -> torch.Tensor:
         """
         :param uniform: numbers in [0, 1), one for each factor, shape ``(batch,)`` or ``(batch, m)``
-        :return: x, by the inverse of the cumulative distribution, shape ``(batch,)`` or ``(batch, m)``
+        :return: x, by the inverse of each factor's distribution function, shape ``(batch,)`` or ``(batch, m)``
         """
         columns = iter(uniform.unbind(1) if self.sequential else (uniform,))
-
-        def draw(of_factor: Categorical) -> torch.Tensor:
-            return (next(columns).unsqueeze(-1) > of_factor.probs.cumsum(-1)).sum(-1)
-
-        # where the last sum has been rounded to less than 1, a number may exceed all of them
-        drawn, last = self._pick(draw), torch.tensor(self.factors.sizes, device=uniform.device) - 1
-        return drawn.minimum(last if self.factors.many else last[0])
+        return self._pick(lambda of_factor: inverse_cdf(of_factor.probs, next(columns)))
 
     def mode(self) -> torch.Tensor:
         """
@@ -176,6 +171,17 @@ class RegimeDistribution:
         return self.given(regime).log_prob(regime)
 
 
+def inverse_cdf(probabilities: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """
+    :param probabilities: rows that sum to 1 but for rounding, shape ``(..., J)``
+    :param uniform: numbers in [0, 1), shape ``(...)``
+    :return: of each row the first index up to which the sum exceeds u; never one of probability 0
+    """
+    # In float64 a float32 u < 1 keeps u times the sum below the sum.
+    sums = probabilities.double().cumsum(dim=-1)
+    return (sums <= uniform.double().unsqueeze(-1) * sums[..., -1:]).sum(dim=-1)
+
+
 class HybridDistribution(Distribution):
     """
     π(x, b | s) = π_φ(x | s) · π_κ(b | s, x): a softmax over the regimes of each factor, and around the chosen regime's
@@ -191,7 +197,8 @@ class HybridDistribution(Distribution):
     """
 
     regimes: RegimeDistribution
-    candidates: torch.Tensor
+    points: Callable[[torch.Tensor], torch.Tensor]
+    """From regimes x, shape ``(batch,)`` or ``(batch, m)``, to the b around which the point is drawn, shape ``(batch, n)``."""
     std: torch.Tensor | None
 
     def __init__(self, factors: RegimeFactors | None = None, by_component: bool = False):
@@ -204,32 +211,25 @@ class HybridDistribution(Distribution):
     def proba_distribution(
         self,
         logits: torch.Tensor,
-        candidates: torch.Tensor,
+        candidates: torch.Tensor | Callable[[torch.Tensor], torch.Tensor],
         std: torch.Tensor | None = None,
         mask: torch.Tensor | None = None,
         coupling: Coupling | None = None,
     ) -> Self:
         """
         :param logits: of the regimes, flat, shape ``(batch, ΣJ_f)``
-        :param candidates: b^1..b^J, shape ``(batch, J, n)``
+        :param candidates: b^1..b^J, shape ``(batch, J, n)``, or a function from regimes to their points
         :param std: standard deviation of b, shape ``(n,)``; ``None`` for a deterministic point
         :param mask: which regimes may be taken, flat, bool; all of them unless given
         :param coupling: of the factors; none unless given
         """
         if self.factors is None:
+            assert isinstance(candidates, torch.Tensor)
             self.factors = RegimeFactors(logits.shape[1], np.zeros(candidates.shape[2], np.int64))
         self.regimes = RegimeDistribution(logits, self.factors, mask, coupling)
-        self.candidates = candidates
+        self.points = partial(self.factors.choose, candidates) if isinstance(candidates, torch.Tensor) else candidates
         self.std = std
         return self
-
-    def points(self, regime: torch.Tensor) -> torch.Tensor:
-        """
-        :param regime: x, shape ``(batch,)`` or ``(batch, m)``
-        :return: the candidates b^x of the given regimes, shape ``(batch, n)``
-        """
-        assert self.factors is not None
-        return self.factors.choose(self.candidates, regime)
 
     def _put_together(self, of_factors: torch.Tensor, of_points: torch.Tensor | None) -> torch.Tensor:
         """

@@ -68,7 +68,7 @@ class HPO(HybridPPO):
         simulated; a number, a schedule, or ``"lin_V"``. Gradients pass through the sum, so that the estimator remains
         unbiased, for the noisy policy. For problems whose costs jump in the state, which no derivative sees
     :param credit: with several factors, whether each is judged by the advantage of the whole regime (``"joint"``), or against
-        its own counterfactual baseline (``"counterfactual"``), for which every alternative of every factor is simulated for
+        its own counterfactual baseline (``"counterfactual"``), for which the alternatives of every factor are simulated for
         one period. Unless given, ``"counterfactual"`` where factors are independent
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
     :param learning_rate: of the discrete network; a number, a schedule, or ``"lin_V"`` for a linear decay from V to 0
@@ -268,12 +268,13 @@ class HPO(HybridPPO):
             mask = view.simulator.regime_mask()
             regimes = self.policy.regimes(obs if self.cross_term else obs.detach(), mask)
             x = regimes.sample()
-            candidates = self.policy.candidates(obs, noise_std)
+            candidates = self.policy.candidates(obs, noise_std, x)
             b = self.policy.factors.choose(candidates, x)
             log_prob = regimes.log_prob(x)
             if self.counterfactual:
+                context = obs if self.policy.conditioned else candidates
                 here = view.simulator.present()
-                decisions.append(Decision(*here, x, candidates.detach(), regimes.given(x).probs.detach(), mask))
+                decisions.append(Decision(*here, x, context.detach(), regimes.given(x).probs.detach()))
             new_obs, rewards, dones, infos = env.step(HybridAction(x, b))  # type: ignore[arg-type]
             view.simulator.discount_gradient(self.gamma)
             live_rewards.append(view.reward())
@@ -323,7 +324,8 @@ class HPO(HybridPPO):
             following = self.policy.predict_values(view.scaled(result.observation)).flatten()
             return view.reward(result) / scale + self.gamma * following.where(~result.terminated, 0.0)
 
-        baseline = counterfactual_baseline(view.simulator.env, joined(decisions), outcome_value)
+        point_of = self.policy.points if self.policy.conditioned else self.policy.factors.choose
+        baseline = counterfactual_baseline(view.simulator.env, joined(decisions), point_of, outcome_value)
         return baseline.view(len(decisions), self.n_envs, -1).cpu().numpy()
 
     def _values(self, observations: Any) -> np.ndarray:

@@ -71,6 +71,7 @@ class Component(nn.Module):
     :param hidden: sizes of the hidden layers
     :param activation_fn: between them
     :param linear_path: whether to add a linear function of the features to the output
+    :param further_inputs: how many numbers are appended to the features
     """
 
     def __init__(
@@ -80,12 +81,14 @@ class Component(nn.Module):
         hidden: list[int],
         activation_fn: type[nn.Module],
         linear_path: bool,
+        further_inputs: int = 0,
     ):
         super().__init__()
         self.extractor = extractor
-        self.hidden = nn.Sequential(*create_mlp(extractor.features_dim, -1, hidden, activation_fn))
-        self.output = nn.Linear(hidden[-1] if hidden else extractor.features_dim, output_size)
-        self.linear = nn.Linear(extractor.features_dim, output_size, bias=False) if linear_path else None
+        n_inputs = extractor.features_dim + further_inputs
+        self.hidden = nn.Sequential(*create_mlp(n_inputs, -1, hidden, activation_fn))
+        self.output = nn.Linear(hidden[-1] if hidden else n_inputs, output_size)
+        self.linear = nn.Linear(n_inputs, output_size, bias=False) if linear_path else None
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(0.0))
@@ -126,6 +129,9 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
     :param active_limits: likewise; the least and the greatest number of factors in another regime than 0
     :param autoregressive: whether the logits of each factor depend on the choices before it; with independent factors some
         policies cannot be expressed, such as "either unit, but not both"
+    :param points_see_regime: whether each coordinate of b depends on the choices of all factors, x being an input of the
+        continuous network, and not of its own factor alone: as a unit's output depends on which others run. With a Discrete
+        every regime has candidates of its own anyway
     :param net_arch: hidden layers of every network, or a dict with ``discrete``, ``continuous`` and ``value``; two layers of
         128 units unless given
     :param linear_path: the networks that have a linear path from features to output beside their hidden layers; none unless
@@ -149,6 +155,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         factor_of: np.ndarray | None = None,
         active_limits: tuple[int, int] | None = None,
         autoregressive: bool = False,
+        points_see_regime: bool = False,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         linear_path: Sequence[str] | None = None,
         log_std_init: float = 0.0,
@@ -162,7 +169,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         self.factors = factors_of(action_space, factor_of, active_limits)
         if autoregressive and not self.factors.many:
             raise ValueError("autoregressive = True is for the factors of a MultiDiscrete; this action space has a Discrete")
-        self.autoregressive = autoregressive
+        self.autoregressive, self.points_see_regime = autoregressive, points_see_regime
+        self.conditioned = points_see_regime and self.factors.many
         self.by_component = False
         net_arch = [128, 128] if net_arch is None else net_arch
         if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
@@ -185,7 +193,12 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         for name in COMPONENTS:
             hidden = self.net_arch[name] if isinstance(self.net_arch, dict) else self.net_arch
             component = Component(
-                self.make_features_extractor(), sizes[name], hidden, self.activation_fn, linear_path=name in self.linear_path
+                self.make_features_extractor(),
+                sizes[name],
+                hidden,
+                self.activation_fn,
+                linear_path=name in self.linear_path,
+                further_inputs=self.factors.total if self.conditioned and name == "continuous" else 0,
             )
             if self.ortho_init:
                 component.apply(partial(self.init_weights, gain=np.sqrt(2)))
@@ -215,7 +228,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         data = super()._get_constructor_parameters()
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
-        own = ("action_bounds", "action_scale", "observation_scale", "autoregressive", "linear_path")
+        own = ("action_bounds", "action_scale", "observation_scale", "autoregressive", "points_see_regime", "linear_path")
         factors = {"factor_of": self.factors.factor_of, "active_limits": self.factors.active_limits}
         return data | {name: getattr(self, name) for name in own} | factors
 
@@ -234,11 +247,12 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         """
         return cast(Component, self.components[name])
 
-    def _evaluate(self, name: str, obs: PyTorchObs) -> torch.Tensor:
+    def _evaluate(self, name: str, obs: PyTorchObs, *further: torch.Tensor) -> torch.Tensor:
         component = self.component(name)
         if isinstance(obs, torch.Tensor):
             obs = obs / self.obs_unit
-        return component(super(ActorCriticPolicy, self).extract_features(obs, component.extractor))
+        features = super(ActorCriticPolicy, self).extract_features(obs, component.extractor)
+        return component(torch.cat([features, *further], dim=1) if further else features)
 
     def regime_logits(self, obs: PyTorchObs) -> torch.Tensor:
         """
@@ -253,16 +267,29 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         """
         return RegimeDistribution(self.regime_logits(obs), self.factors, action_masks, self.coupling)
 
-    def candidates(self, obs: PyTorchObs, noise_std: float = 0.0) -> torch.Tensor:
+    def candidates(self, obs: PyTorchObs, noise_std: float = 0.0, regime: torch.Tensor | None = None) -> torch.Tensor:
         """
+        :param regime: x, which matters where points see the regime; the likeliest one unless given
         :param noise_std: standard deviation of Gaussian noise in front of the tower, behind which every point is feasible
         :return: the tower β_κ(s), one feasible point per regime, shape ``(batch, J, n)``; of several factors, entry (j, i) is
             coordinate i in regime j of its factor
         """
-        z = self._evaluate("continuous", obs)
+        if self.conditioned:
+            regime = self.regimes(obs).mode() if regime is None else regime
+            z = self._evaluate("continuous", obs, self.factors.one_hot(regime))
+        else:
+            z = self._evaluate("continuous", obs)
         if noise_std:
             z = z + noise_std * torch.randn_like(z)
         return self.tower(z)
+
+    def points(self, obs: PyTorchObs, regime: torch.Tensor, noise_std: float = 0.0) -> torch.Tensor:
+        """
+        :param regime: x, shape ``(batch,)`` or ``(batch, m)``
+        :param noise_std: as for :meth:`candidates`
+        :return: b, shape ``(batch, n)``
+        """
+        return self.factors.choose(self.candidates(obs, noise_std, regime), regime)
 
     def predict_values(self, obs: PyTorchObs) -> torch.Tensor:
         """
@@ -278,7 +305,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         """
         std = self.log_std.exp() * self.std_unit if self.stochastic_point else None
         distribution = HybridDistribution(self.factors, self.by_component)
-        return distribution.proba_distribution(self.regime_logits(obs), self.candidates(obs), std, action_masks, self.coupling)
+        points = partial(self.points, obs) if self.conditioned else self.candidates(obs)
+        return distribution.proba_distribution(self.regime_logits(obs), points, std, action_masks, self.coupling)
 
     def forward(
         self, obs: PyTorchObs, deterministic: bool = False, action_masks: torch.Tensor | None = None

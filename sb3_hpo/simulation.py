@@ -87,7 +87,7 @@ def simulate(
         log_pi, log_prob = given.logits, given.log_prob(x)
         log_prob = log_prob.sum(dim=1) if env.factors.many else log_prob
         executed = env.factors.allowed(x, mask)
-        b = env.factors.choose(policy.candidates(obs), executed)
+        b = points(env, policy, obs, executed)
         if point_std is not None:
             standard = torch.randn(b.shape, generator=generator, dtype=b.dtype, device=b.device)
             drawn = (b + point_std * scale * standard).detach()
@@ -184,8 +184,7 @@ def simulate_relaxed(
             of_factor = F.one_hot(of_factor.argmax(dim=-1), of_factor.shape[-1]) + (of_factor - of_factor.detach())
         y = _of_product(of_factor, every) if env.factors.many else of_factor
         x = env.factors.allowed(every.repeat(len(y), *[1] * (every.dim() - 1)), _repeat(mask, n_regimes))
-        b = env.factors.choose(policy.candidates(obs).repeat_interleave(n_regimes, dim=0), x)
-        action = HybridAction(x, b)
+        action = HybridAction(x, points(env, policy, obs.repeat_interleave(n_regimes, dim=0), x))
         result = env.step_torch(repeat_rows(episode.state, n_regimes), action, shock.repeat_interleave(n_regimes, dim=0))
         state = type(result.state)(*(_blend(y, field) for field in result.state))
         rewards.append(episode.advance(state, _blend(y, result.reward), period))
@@ -199,6 +198,16 @@ def _of_product(of_factor: torch.Tensor, every: torch.Tensor) -> torch.Tensor:
 
 def _repeat(mask: torch.Tensor | None, count: int) -> torch.Tensor | None:
     return None if mask is None else mask.repeat_interleave(count, dim=0)
+
+
+def points(env: HybridEnv, policy: HybridPolicy, obs: torch.Tensor, regime: torch.Tensor) -> torch.Tensor:
+    """
+    :param regime: x, shape ``(batch,)`` or ``(batch, m)``
+    :return: b, shape ``(batch, n)``: the candidates of x, or what a policy whose points see the whole regime makes of it
+    """
+    if getattr(policy, "conditioned", False):
+        return policy.points(obs, regime)  # type: ignore[attr-defined]
+    return env.factors.choose(policy.candidates(obs), regime)
 
 
 def regime_distribution(

@@ -56,6 +56,17 @@ def test_the_speed_benchmark_reports_the_parts_of_an_iteration():
         assert part in result.stdout
 
 
+def test_the_export_benchmark_reports_agreement_and_latency():
+    result = run(
+        "benchmarks.export", "--envs", "HybridPortfolio-v0", "--observations", "100", "--iterations", "1", "--normalize"
+    )
+    assert result.returncode == 0, result.stderr
+    titles, row = result.stdout.splitlines()
+    assert "regimes equal" in titles
+    assert "times faster" in titles
+    assert row.split()[:2] == ["HybridPortfolio-v0", "100.00%"]
+
+
 def test_the_suite_compares_both_algorithms_with_the_reference_and_repeats_no_run(tmp_path):
     runs, results = tmp_path / "runs", tmp_path / "results"
     command = (

@@ -32,6 +32,7 @@ CONTEXT = {
     "getting_started.md": SHORT,
     "index.md": SHORT,
     "checkpoints.md": SHORT,
+    "deploy.md": SHORT,
     "tensorboard.md": SHORT + "import numpy as np\n" + snippets()[0],
     "piecewise.md": "",
     "references.md": "",

@@ -14,6 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 BUGS = (NameError, AttributeError, LookupError, ArithmeticError)
@@ -92,11 +93,16 @@ def tune() -> None:
 def enjoy() -> None:
     import rl_zoo3.enjoy
 
-    from sb3_hpo.zoo.manager import SavedRun, StoreValues
+    from sb3_hpo.zoo.manager import StoreValues
+    from sb3_hpo.zoo.saved_run import SavedRun
 
     run = SavedRun()
     with replaced(
-        rl_zoo3.enjoy, get_model_path=run.get_model_path, create_test_env=run.create_test_env, StoreDict=StoreValues
+        rl_zoo3.enjoy,
+        get_model_path=run.get_model_path,
+        create_test_env=run.create_test_env,
+        StoreDict=StoreValues,
+        ALGOS=run.algos,
     ):
         rl_zoo3.enjoy.enjoy()
 
@@ -104,13 +110,52 @@ def enjoy() -> None:
 def record() -> None:
     import rl_zoo3.utils
 
-    from sb3_hpo.zoo.manager import SavedRun, StoreValues
+    from sb3_hpo.zoo.manager import StoreValues
+    from sb3_hpo.zoo.saved_run import SavedRun
 
     run = SavedRun()
     with replaced(
-        rl_zoo3.utils, get_model_path=run.get_model_path, create_test_env=run.create_test_env, StoreDict=StoreValues
+        rl_zoo3.utils,
+        get_model_path=run.get_model_path,
+        create_test_env=run.create_test_env,
+        StoreDict=StoreValues,
+        ALGOS=run.algos,
     ):
         runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+
+
+def export() -> None:
+    from sb3_hpo.zoo.manager import OWN, StoreValues
+    from sb3_hpo.zoo.saved_run import SavedRun, evaluation_facts
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--env", help="environment ID", required=True)
+    parser.add_argument("-f", "--folder", help="Log folder", default="logs")
+    parser.add_argument("--algo", help="RL Algorithm", default="hpo", choices=list(OWN))
+    parser.add_argument("--exp-id", help="Experiment ID (default: 0: latest, -1: no exp folder)", default=0, type=int)
+    parser.add_argument("--load-best", action="store_true", help="the best model instead of the last")
+    parser.add_argument("--load-checkpoint", type=int, help="the checkpoint of so many timesteps")
+    parser.add_argument("--load-last-checkpoint", action="store_true", help="the last checkpoint")
+    parser.add_argument("--env-kwargs", nargs="+", action=StoreValues, default={}, help="arguments of the environment")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="Additional modules to import")
+    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="of the graph (default: onnx)")
+    parser.add_argument("--sampled", action="store_true", help="draw the decision, from uniform numbers given as an input")
+    parser.add_argument("-o", "--output", metavar="FILE", help="of the graph (default: beside the model)")
+    args = parser.parse_args()
+
+    from sb3_hpo.export import export_onnx, export_torch
+
+    run = SavedRun()
+    choice = (args.load_best, args.load_checkpoint, args.load_last_checkpoint)
+    model = run.load(args.env, args.env_kwargs, *choice, folder=args.folder, algo=args.algo, exp_id=args.exp_id)
+    write, suffix = (export_onnx, ".onnx") if args.format == "onnx" else (export_torch, ".pt2")
+    path = Path(args.output or run.path).with_suffix(suffix)
+    found = write(model, path, sampled=args.sampled, facts=evaluation_facts(run.path))
+    print(f"Wrote {path}, {path.with_suffix('.json').name} and {path.with_suffix('.md').name}")
+    print(
+        f"On {found.observations:,} observations: {found.regimes_equal:.1%} of the regimes equal, "
+        f"points within {found.largest_point_difference:.1e}"
+    )
 
 
 def plot() -> None:
@@ -163,6 +208,7 @@ COMMANDS = {
         "write a video of a trained agent",
         {"--gym-packages": {"nargs": "+", "default": [], "help": "Additional modules to import, which register environments"}},
     ),
+    "export": Command(export, "write a trained agent as an ONNX or torch graph"),
     "plot": Command(
         plot,
         "plot the training rewards of runs (plot train); plot from-file and plot all: rl_zoo3's other plots",
@@ -204,7 +250,8 @@ def main(argv: list[str] | None = None) -> None:
         raise
     except ImportError as error:
         missing = str(error.name).split(".")[0]
-        fail(f"{error}" + ('; try: pip install "hybrid-rl-suite[zoo]"' if missing in ("rl_zoo3", "optuna") else ""))
+        extra = "zoo" if missing in ("rl_zoo3", "optuna") else "export" if missing.startswith("onnx") else None
+        fail(f"{error}" + (f'; try: pip install "hybrid-rl-suite[{extra}]"' if extra else ""))
     except Exception as error:
         if in_training(error):
             raise

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -21,9 +21,9 @@ from gymnasium.envs.registration import load_env_creator
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
-from rl_zoo3.utils import ALGOS, StoreDict, create_test_env, get_model_path
+from rl_zoo3.utils import ALGOS, StoreDict
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, CheckpointCallback, EvalCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
@@ -34,6 +34,7 @@ from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback
 from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.hpo import HPO
 from sb3_hpo.hybrid_ppo import HybridPPO
+from sb3_hpo.safe_files import save_safe
 from sb3_hpo.vec_env import simulated
 from sb3_hpo.zoo.search import convert_params, open_database, sample_hpo_params, sample_hybrid_ppo_params
 
@@ -50,6 +51,8 @@ FLAG_KEYS = {"env": "--env", "seed": "--seed", "device": "--device", "verbose": 
 WATCHING: tuple[type[BaseCallback], ...] = (CostCallback, PolicyFigureCallback, HParamCallback)
 CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its exact checkpoints, and what else is needed to go on from them."""
+PLAIN_FILE = ".safetensors"
+"""The suffix of a model of plain data, beside SB3's ``.zip`` of the same name."""
 SCHEDULES = (
     "learning_rate",
     "clip_range",
@@ -151,11 +154,60 @@ def check_model(path: str, algo: str, env: VecEnv) -> None:
     policies = tuple(set(ALGOS[algo].policy_aliases.values()))
     if not issubclass(data["policy_class"], policies):
         raise ValueError(f"{path} is no model of {algo}: its policy is a {data['policy_class'].__name__}")
+    check_spaces(path, data, env)
+
+
+def check_spaces(path: str, saved: Mapping[str, Any], env: VecEnv) -> None:
+    """
+    :param path: of a saved model
+    :param saved: its spaces by name
+    :param env: that it should act in
+    :raises ValueError: naming the file, if the environment has others
+    """
     for name in ("observation_space", "action_space"):
-        if data[name] != getattr(env, name):
+        if saved[name] != getattr(env, name):
             raise ValueError(
-                f"{path} was trained on another environment: its {name} is {data[name]}, this one's {getattr(env, name)}"
+                f"{path} was trained on another environment: its {name} is {saved[name]}, this one's {getattr(env, name)}"
             )
+
+
+def save_beside(model: BaseAlgorithm, zip_path: str | Path) -> None:
+    """
+    Save a model of ours as plain data too, if it can be; a line says why not.
+
+    :param zip_path: of SB3's file
+    """
+    if isinstance(model, HybridPPO):
+        try:
+            save_safe(model, Path(zip_path).with_suffix(PLAIN_FILE))
+        except ValueError as error:
+            print(f"No plain-data file beside {zip_path}: {error}")
+
+
+class SaveBeside(BaseCallback):
+    """
+    Saves the model as plain data whenever it is called.
+
+    :param zip_path: of SB3's file
+    """
+
+    def __init__(self, zip_path: str | Path):
+        super().__init__()
+        self.zip_path = zip_path
+
+    def _on_step(self) -> bool:
+        save_beside(self.model, self.zip_path)
+        return True
+
+
+class SafeCheckpointCallback(CheckpointCallback):
+    """SB3's, which saves the model as plain data too."""
+
+    def _on_step(self) -> bool:
+        proceed = super()._on_step()
+        if self.n_calls % self.save_freq == 0:
+            save_beside(self.model, self._checkpoint_path(extension="zip"))
+        return proceed
 
 
 class ZooManager(ExperimentManager):
@@ -195,8 +247,10 @@ class ZooManager(ExperimentManager):
         """
         if self.config.endswith((".yml", ".yaml")):
             entries = read_entries(self.config)
-            if self.entry is not None and self.entry not in entries:
-                raise ValueError(f"{self.config} has no entry {self.entry!r}; it has {', '.join(map(str, entries))}")
+            name = self.entry or self.env_name.gym_id
+            if name not in entries and (self.entry is not None or not {"default", "atari"} & set(entries)):
+                has = ", ".join(map(str, entries))
+                raise ValueError(f"Hyperparameters not found: {self.config} has no entry {name!r}; it has {has}")
         elif self.entry is not None:
             raise ValueError(f"--entry chooses from a YAML file; {self.config} is none")
         env_name = self.env_name
@@ -227,9 +281,24 @@ class ZooManager(ExperimentManager):
             processed = super()._preprocess_hyperparams(hyperparams)
         except AttributeError as error:  # a policy, wrapper or callback that its module does not have
             raise ValueError(f"{self.config}: {error}") from error
+        self.check_policy_kwargs(processed[0])
         if self._eval_env_kwargs_args is None:  # rl_zoo3 would forget the config's
             self.eval_env_kwargs = self.env_kwargs
         return processed
+
+    def check_policy_kwargs(self, hyperparams: dict[str, Any]) -> None:
+        """
+        :raises ValueError: for an argument that the policy does not have, naming the nearest that it has
+        """
+        policy = hyperparams.get("policy")
+        policy_class = ALGOS[self.algo].policy_aliases.get(policy) if isinstance(policy, str) else None
+        if policy_class is None or not isinstance(given := hyperparams.get("policy_kwargs"), dict):
+            return
+        known = argument_names(policy_class)
+        for name in given:
+            if name not in known:
+                nearest = get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+                raise ValueError(f"policy_kwargs: {policy} has no argument {name!r}; the nearest known name is {nearest!r}")
 
     def create_log_folder(self) -> None:
         super().create_log_folder()
@@ -243,6 +312,14 @@ class ZooManager(ExperimentManager):
             present = {type(callback) for callback in self.callbacks}
             self.callbacks += [make() for make in WATCHING if make not in present]
         super().create_callbacks()
+        for i, callback in enumerate(self.callbacks if self.algo in OWN else ()):
+            if type(callback) is CheckpointCallback:
+                self.callbacks[i] = SafeCheckpointCallback(
+                    callback.save_freq, callback.save_path, callback.name_prefix, verbose=callback.verbose
+                )
+            elif isinstance(callback, EvalCallback) and callback.best_model_save_path and callback.callback_on_new_best:
+                beside = SaveBeside(Path(callback.best_model_save_path, "best_model.zip"))
+                callback.callback_on_new_best = CallbackList([callback.callback_on_new_best, beside])
         if self.checkpoint_freq:
             self.callbacks.insert(0, ExactCheckpointCallback(self.checkpoints, every=self.checkpoint_freq))
 
@@ -292,6 +369,10 @@ class ZooManager(ExperimentManager):
         for name, content in (("config.yml", saved_hyperparams), ("args.yml", vars(self.args))):
             Path(self.params_path, name).write_text(yaml.dump(dict(content), Dumper=PlainDumper), encoding="utf-8")
 
+    def save_trained_model(self, model: BaseAlgorithm) -> None:
+        super().save_trained_model(model)
+        save_beside(model, Path(self.save_path, f"{self.env_name}.zip"))
+
     def hyperparameters_optimization(self) -> None:
         if self.storage is not None and not self.storage.endswith(".log"):
             open_database(self.storage)
@@ -330,69 +411,6 @@ class StoreValues(StoreDict):
             except Exception as error:  # VALUE is code, which can raise anything
                 parser.error(f"{option_string}: {value!r} is not NAME:VALUE with VALUE in Python ({error})")
         super().__call__(parser, namespace, values, option_string)
-
-
-class SavedRun:
-    """
-    The run folder that ``enjoy`` and ``record`` look at, checked before rl_zoo3 reads it: its two methods stand in for the
-    functions of rl_zoo3 of the same names, which are called in this order.
-    """
-
-    def get_model_path(
-        self, exp_id: int, folder: str, algo: str, env_name: EnvironmentName, *rest: Any
-    ) -> tuple[str, str, str]:
-        """
-        :raises ValueError: for an unknown environment, or a run folder whose YAML holds more than plain data, which rl_zoo3
-            would run
-        :raises FileNotFoundError: if HPO or HybridPPO has no such run
-        """
-        if env_name.gym_id not in gym.registry:
-            nearest = get_close_matches(env_name.gym_id, gym.registry, n=1, cutoff=0.0)[0]
-            raise ValueError(f"there is no environment {env_name.gym_id!r}; the nearest id is {nearest!r}")
-        try:
-            prefix, self.path, run_folder = get_model_path(exp_id, folder, algo, env_name, *rest)
-        except (AssertionError, ValueError) as error:
-            if algo in OWN:  # other algorithms' models are then looked for on rl_zoo3's hub
-                raise FileNotFoundError(f"{error} (in --folder {folder})") from error
-            raise
-        self.algo = algo
-        for name in ("config.yml", "args.yml"):
-            require_plain(Path(run_folder, env_name, name))
-        return prefix, self.path, run_folder
-
-    def create_test_env(self, *args: Any, **options: Any) -> VecEnv:
-        """
-        :raises ValueError: if the model cannot act in the environment
-        """
-        # record_video.py would forget the config's
-        options["env_kwargs"] = options["hyperparams"].get("env_kwargs", {}) | options["env_kwargs"]
-        check_env_kwargs(args[0], options["env_kwargs"])
-        env = create_test_env(*args, **options)
-        check_model(self.path, self.algo, env)
-        return env
-
-
-def require_plain(path: Path) -> None:
-    """
-    :param path: a YAML file, or none
-    :raises ValueError: if reading it could do more than make plain data
-    """
-    if path.is_file():
-        try:
-            yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not plain YAML, and reading it might run code: {error}") from error
-
-
-class PlainLoader(yaml.SafeLoader):
-    """A safe loader that also knows the ordered mappings which rl_zoo3 itself writes."""
-
-
-PlainLoader.add_constructor(
-    "tag:yaml.org,2002:python/object/apply:collections.OrderedDict",
-    lambda loader, node: loader.construct_sequence(node, deep=True),
-)
-PlainLoader.add_constructor("tag:yaml.org,2002:python/tuple", lambda loader, node: loader.construct_sequence(node, deep=True))
 
 
 class PlainDumper(yaml.SafeDumper):

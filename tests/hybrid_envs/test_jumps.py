@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_envs import HybridEnv, check_hybrid_env
+from hybrid_envs import HybridAction, HybridEnv, HybridInventoryEnv, check_hybrid_env
 from hybrid_envs.checker import HybridEnvError
 from hybrid_envs.probing import HybridEnvWarning, outputs_of, random_rollout
 
@@ -105,6 +105,27 @@ def test_a_planted_jump_is_found(seed):
     else:
         with pytest.raises(HybridEnvError, match=f"{env.output} .*jumps by"):
             check_hybrid_env(env)
+
+
+class WarehouseEnv(HybridInventoryEnv):
+    """Another warehouse is rented as soon as more is stored than a policy with random regimes ever has."""
+
+    def reward(self, state, action, noise, next_state):
+        rent = 1.0 * (state.stock.sum(dim=(1, 2)) > 350)
+        return super().reward(state, action, noise, next_state) - rent
+
+
+def test_a_jump_is_found_in_states_that_only_a_policy_with_a_favourite_regime_meets():
+    env = WarehouseEnv(2, horizon=30)
+    generator = torch.Generator().manual_seed(0)
+    state, noise = env.initial(500, generator), env.sample_noise(500, generator)
+    for period in range(env.horizon):
+        regime = torch.randint(2, (500,), generator=generator)
+        point = torch.rand(500, 2, generator=generator) * torch.tensor(env.action_scale)
+        state = env.step_torch(state, HybridAction(regime, point), noise[period]).state
+        assert state.stock.sum(dim=(1, 2)).max() < 350
+    with pytest.raises(HybridEnvError, match=r"reward .*jumps by"):
+        check_hybrid_env(env)
 
 
 # kinks, steep slopes, vertical tangents, large and small numbers: all continuous, with a kink or a slope at 0

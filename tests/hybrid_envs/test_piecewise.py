@@ -177,6 +177,84 @@ def test_one_item_by_its_total_needs_no_proportion():
     assert env.to_hybrid(torch.tensor([[3.0]])).point.tolist() == [[6.0]]
 
 
+# ---- a factor for each coordinate ----------------------------------------------------------------------------------------
+
+RAGGED = [HALF_OPEN, [], [Threshold(1.0)], [Threshold(0.0, below=True), Threshold(2.0)]]
+"""Cells of four coordinates: five, one, two and three."""
+
+
+def test_cells_of_coordinates_become_factors_and_a_coordinate_without_thresholds_has_none():
+    env = PiecewiseEnv(JumpProblem(HALF_OPEN, n=4), RAGGED, factors=True)
+    assert env.action_space[0] == gym.spaces.MultiDiscrete([5, 2, 3])
+    assert env.factors.factor_of.tolist() == [0, -1, 1, 2]
+    assert env.action_bounds[:2, 2].tolist() == [[-1.0, next_to(1, 0)], [1.0, math.inf]]
+    assert env.action_bounds[0, 1].tolist() == [-1.0, math.inf]
+
+
+@given(st.data())
+def test_an_action_in_factors_returns_to_itself_with_the_same_cost_and_next_state(data):
+    problem = JumpProblem(HALF_OPEN, n=4)
+    env = PiecewiseEnv(problem, RAGGED, factors=True)
+    product = PiecewiseEnv(problem, RAGGED)
+    interesting = st.sampled_from([0.0, next_to(0, 1), 0.1, next_to(0.1, 0), 3.0, next_to(3, 0), next_to(3, 4), 1.0, 2.0])
+    b = data.draw(st.lists(interesting | st.floats(-1, 1e3, width=32), min_size=4, max_size=4))
+    point = torch.tensor([b], dtype=torch.float32)
+    action, same = env.to_hybrid(point), product.to_hybrid(point)
+    assert torch.equal(env.to_box(action).point, point)
+    low, high = env.factors.bounds_of(action.regime.numpy(), env.action_bounds)
+    assert ((low <= point.numpy()) & (point.numpy() <= high)).all()
+    assert int(action.regime @ torch.tensor([6, 3, 1])) == int(same.regime)
+    state = env.initial(1, torch.Generator().manual_seed(0))
+    noise = env.sample_noise(1, torch.Generator())[0]
+    original, rewritten = step_box(problem, b), env.step_torch(state, action, noise)
+    assert original.reward.item() == rewritten.reward.item()
+    assert torch.equal(original.state.x, rewritten.state.x)
+
+
+@given(st.data())
+def test_any_point_is_put_into_the_cells_of_its_factors(data):
+    env = PiecewiseEnv(JumpProblem(HALF_OPEN, n=4), RAGGED, factors=True)
+    regime = torch.tensor([[data.draw(st.integers(0, size - 1)) for size in env.factors.sizes]])
+    point = torch.tensor([data.draw(st.lists(st.floats(-1, 50, width=32), min_size=4, max_size=4))])
+    box = env.to_box(HybridAction(regime, point)).point
+    assert torch.equal(env.to_hybrid(box).regime, regime)
+
+
+def test_thirty_coordinates_of_three_cells_are_ninety_regimes():
+    cuts = [Threshold(0.0, below=True), Threshold(2.0)]
+    env = PiecewiseEnv(JumpProblem(cuts, n=30, high=4.0), [cuts] * 30, factors=True)
+    assert (env.factors.n_factors, env.factors.total, env.action_bounds.shape) == (30, 90, (3, 30, 2))
+    point = 5 * torch.rand(200, 30, generator=torch.Generator().manual_seed(0)) - 1
+    action = env.to_hybrid(point)
+    assert torch.equal(env.to_box(action).point, point)
+    assert torch.equal(action.regime, (point > 0).long() + (point >= 2).long())
+
+
+def test_problems_in_factors_keep_the_contract():
+    check_hybrid_env(PiecewiseEnv(JumpProblem(HALF_OPEN, n=3, high=5.0), [HALF_OPEN] * 3, factors=True))
+
+
+def test_a_threshold_that_was_forgotten_among_factors_is_found_by_the_checker():
+    problem = JumpProblem(HALF_OPEN, n=3)
+    with pytest.raises(HybridEnvError, match=r"next state\.x .*: jumps by .*, inside regime \[\d, \d\], where b\[1\] = "):
+        check_hybrid_env(PiecewiseEnv(problem, [HALF_OPEN, [], HALF_OPEN], factors=True))
+
+
+@pytest.mark.parametrize(
+    ("problem", "thresholds", "message"),
+    [
+        (JumpProblem([], low=0.0, n=2, weights=1.0), [1.0], "got thresholds on a weighted sum"),
+        (JumpProblem([], n=2), [[], []], "got thresholds on no coordinate"),
+        (JumpProblem([], n=2), None, "got thresholds on no coordinate"),
+    ],
+)
+def test_factors_without_thresholds_on_coordinates_are_refused(problem, thresholds, message):
+    with pytest.raises(ValueError, match=f"factors = True .*{message}"):
+        PiecewiseEnv(problem, thresholds, factors=True)
+    with pytest.raises(ValueError, match="factors must be True or False, got 2"):
+        PiecewiseEnv(problem, thresholds, factors=2)
+
+
 # ---- gradients ---------------------------------------------------------------------------------------------------------
 
 
@@ -295,7 +373,9 @@ def test_bad_thresholds_are_named(thresholds, message):
 
 def test_too_many_cells_are_counted_before_they_are_built():
     cuts = [float(k) for k in range(1, 10)]
-    with pytest.raises(ValueError, match=r"10 · 10 · .* = 1000000000000 regimes, more than max_regimes = 64"):
+    with pytest.raises(
+        ValueError, match=r"10 · 10 · .* = 1000000000000 regimes, more than max_regimes = 64; with factors=True"
+    ):
         PiecewiseEnv(JumpProblem([], low=0.0, n=12), [cuts] * 12)
     assert PiecewiseEnv(JumpProblem([], low=0.0, n=2), [cuts] * 2, max_regimes=100).n_regimes == 100
 

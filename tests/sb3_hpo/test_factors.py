@@ -13,14 +13,25 @@ from hybrid_envs.factors import RegimeFactors
 from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.credit import Decision, counterfactual_baseline
 from sb3_hpo.distributions import Coupling, RegimeDistribution
+from sb3_hpo.export import export_onnx
 from sb3_hpo.gradients import EstimatorOptions, exact_gradient, expectation
+from sb3_hpo.policies import DeterministicPointPolicy
+from sb3_hpo.safe_files import load_safe, save_safe
+from sb3_hpo.simulation import points
 from tests.factored import BreweryEnv
-from tests.sb3_hpo.test_gradients import DTYPE, N_SCENARIOS, DoublePolicy, relative_error
+from tests.sb3_hpo.test_gradients import DTYPE, N_SCENARIOS, relative_error
 
 
-def double_policy(env, autoregressive=False, seed=0):
+class DoubleFactorPolicy(DeterministicPointPolicy):
+    """In float64, also where points see the regime."""
+
+    def _evaluate(self, name, obs, *further):
+        return self.components[name](torch.cat([obs, *(part.double() for part in further)], dim=1))
+
+
+def double_policy(env, autoregressive=False, seed=0, points_see_regime=False):
     torch.manual_seed(seed)
-    policy = DoublePolicy(
+    policy = DoubleFactorPolicy(
         env.observation_space,
         env.action_space,
         lambda _: 1e-3,
@@ -29,6 +40,7 @@ def double_policy(env, autoregressive=False, seed=0):
         factor_of=env.factors.factor_of,
         active_limits=env.factors.active_limits,
         autoregressive=autoregressive,
+        points_see_regime=points_see_regime,
         net_arch=[8],
     ).double()
     for component in policy.components.values():
@@ -40,22 +52,23 @@ def double_policy(env, autoregressive=False, seed=0):
 
 
 CASES = {
-    "masked": (BreweryEnv(3), False),
-    "independent": (BreweryEnv(3, masked=False), False),
-    "autoregressive": (BreweryEnv(3), True),
-    "limited": (BreweryEnv(3, active_limits=(1, 2)), False),
-    "both": (BreweryEnv(2, masked=False, active_limits=(2, 2)), True),
+    "masked": (BreweryEnv(3), {}),
+    "independent": (BreweryEnv(3, masked=False), {}),
+    "points see the regime": (BreweryEnv(3), {"points_see_regime": True}),
+    "autoregressive": (BreweryEnv(3), {"autoregressive": True}),
+    "limited": (BreweryEnv(3, active_limits=(1, 2)), {}),
+    "all": (BreweryEnv(2, masked=False, active_limits=(2, 2)), {"autoregressive": True, "points_see_regime": True}),
 }
 
 
 @pytest.fixture(scope="module", params=list(CASES))
 def case(request):
-    env, autoregressive = CASES[request.param]
+    env, kwargs = CASES[request.param]
     env.to(dtype=DTYPE)
     generator = torch.Generator().manual_seed(1)
     args = (
         env,
-        double_policy(env, autoregressive),
+        double_policy(env, **kwargs),
         env.initial(N_SCENARIOS, generator),
         env.sample_noise(N_SCENARIOS, generator),
     )
@@ -80,26 +93,31 @@ def counterfactual(env, policy, noise, value):
         baselines = []
         for t in range(len(rollout.rewards)):
             state = type(rollout.states)(*(field[t].detach() for field in rollout.states))
-            mask = env.regime_mask(state)
             decision = Decision(
                 state,
                 noise[t].repeat_interleave(len(state.period) // noise.shape[1], dim=0),
                 rollout.regimes[t],
-                policy.candidates(rollout.observations[t]).detach(),
+                rollout.observations[t].detach(),
                 rollout.log_pi[t].detach().exp(),
-                mask,
             )
-            baselines.append(counterfactual_baseline(env, decision, lambda result: result.reward + value(result.observation)))
+            worth = counterfactual_baseline(
+                env,
+                decision,
+                lambda obs, x: points(env, policy, obs, x),
+                lambda result: result.reward + value(result.observation),
+                rare=0.0,
+            )
+            baselines.append(worth)
         return torch.stack(baselines)
 
     return baseline
 
 
-@pytest.mark.parametrize("name", ["masked", "independent"])
+@pytest.mark.parametrize("name", ["masked", "independent", "points see the regime"])
 def test_counterfactual_baselines_leave_the_gradient_unbiased_whatever_the_value_is(name):
-    env, _ = CASES[name]
+    env, kwargs = CASES[name]
     env.to(dtype=DTYPE)
-    policy, generator = double_policy(env, seed=3), torch.Generator().manual_seed(2)
+    policy, generator = double_policy(env, seed=3, **kwargs), torch.Generator().manual_seed(2)
     state, noise = env.initial(N_SCENARIOS, generator), env.sample_noise(N_SCENARIOS, generator)
     baseline = counterfactual(env, policy, noise, lambda observation: 5.0 * observation.sin().sum(dim=1))
     options = EstimatorOptions(baseline=baseline)
@@ -107,6 +125,25 @@ def test_counterfactual_baselines_leave_the_gradient_unbiased_whatever_the_value
     found = expectation("mixed", env, policy, state, noise, options=options)
     for network in exact:
         assert relative_error(found[network], exact[network]) < 1e-9
+
+
+def test_rare_alternatives_left_to_chance_give_the_same_baseline_on_average():
+    env, generator, n = BreweryEnv(3).to(dtype=DTYPE), torch.Generator().manual_seed(2), 4000
+    policy = double_policy(env, seed=3)
+    state, noise = env.initial(1, generator), env.sample_noise(1, generator)[0]
+    obs, mask = env.observation(state), env.regime_mask(state)
+    regimes = policy.regimes(obs, mask)
+    x = regimes.sample(generator)
+    parts = (noise, x, policy.candidates(obs).detach(), regimes.given(x).probs.detach())
+    state = type(state)(*(field.expand(n, *field.shape[1:]) for field in state))
+    decision = Decision(state, *(part.expand(n, *part.shape[1:]) for part in parts))
+    torch.manual_seed(0)
+    exact, drawn = (
+        counterfactual_baseline(env, decision, env.factors.choose, lambda r: r.reward, rare) for rare in (0.0, 0.9)
+    )
+    assert torch.allclose(exact, exact[:1].expand_as(exact))
+    spread = drawn.std(0) / n**0.5
+    assert (spread > 0).all() and ((drawn.mean(0) - exact[0]).abs() < 5 * spread).all()
 
 
 @pytest.mark.parametrize("name", ["masked", "independent"])
@@ -186,8 +223,9 @@ def test_deviations_change_one_factor_and_are_found_again_by_factor():
         (HPO, {"n_scenarios": 16, "credit": "joint"}),
         (HPO, {"n_scenarios": 16, "ratio": "joint", "cross_term": "auto"}),
         (HPO, {"n_scenarios": 16, "policy_kwargs": {"autoregressive": True}}),
+        (HPO, {"n_scenarios": 16, "policy_kwargs": {"points_see_regime": True}}),
         (HybridPPO, {"n_steps": 30, "batch_size": 30}),
-        (HybridPPO, {"n_steps": 30, "batch_size": 30, "ratio": "joint"}),
+        (HybridPPO, {"n_steps": 30, "batch_size": 30, "ratio": "joint", "policy_kwargs": {"points_see_regime": True}}),
     ],
     ids=str,
 )
@@ -236,3 +274,18 @@ def test_sb3s_evaluation_runs_without_masks():
     model = HPO("MlpPolicy", env, n_scenarios=4, seed=0)
     mean, _ = evaluate_policy(model, env, n_eval_episodes=2)
     assert np.isfinite(mean)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"policy_kwargs": {"autoregressive": True}}], ids=["independent", "autoregressive"])
+@pytest.mark.parametrize("limits", [None, (1, 2)], ids=["free", "limited"])
+def test_exported_graphs_and_plain_files_decide_as_predict_does(kwargs, limits, tmp_path):
+    env = BreweryEnv(5, active_limits=limits)
+    model = HPO("MlpPolicy", env, n_scenarios=8, seed=0, **kwargs).learn(200)
+    assert export_onnx(model, tmp_path / "policy.onnx").regimes_equal > 0.999
+    save_safe(model, tmp_path / "model.safetensors")
+    again = load_safe(tmp_path / "model.safetensors", env=env)
+    observations = np.random.default_rng(0).normal(size=(50, 6)).astype(np.float32)
+    for (x, b), (y, c) in zip(
+        model.predict(observations, deterministic=True)[0], again.predict(observations, deterministic=True)[0], strict=True
+    ):
+        assert np.array_equal(x, y) and np.array_equal(b, c)

@@ -430,7 +430,9 @@ def test_the_noise_on_the_point_has_the_scheduled_deviation_and_prediction_has_n
 
     given, model = [], hpo(inventory(), point_noise="lin_0.8")
     candidates = model.policy.candidates
-    model.policy.candidates = lambda obs, noise_std=0.0: given.append(noise_std) or candidates(obs, noise_std)
+    model.policy.candidates = lambda obs, noise_std=0.0, regime=None: (
+        given.append(noise_std) or candidates(obs, noise_std, regime)
+    )
     model.learn(4 * 80)
     assert sorted(set(given)) == pytest.approx([0.2, 0.4, 0.6, 0.8])
 

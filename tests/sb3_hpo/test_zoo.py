@@ -24,6 +24,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.utils import parameters_to_vector
 
 from sb3_hpo import HPO, HybridPPO
+from sb3_hpo.export import load_onnx, load_torch
+from sb3_hpo.safe_files import load_safe, save_safe
 from sb3_hpo.zoo.commands import COMMANDS, main
 from sb3_hpo.zoo.manager import OWN, check_keys, default_config, read_entries
 from sb3_hpo.zoo.search import convert_params, sample_hpo_params, sample_hybrid_ppo_params
@@ -82,6 +84,14 @@ def saved(folder, tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def saved_zips(saved):
+    """The same without models of plain data, which would be preferred."""
+    for path in (saved / "logs").rglob("*.safetensors"):
+        path.unlink()
+    return saved
+
+
 # ---- train -----------------------------------------------------------------------------------------------------------
 
 
@@ -89,7 +99,12 @@ def test_a_run_leaves_the_files_of_the_rl_zoo(folder):
     run_folder = folder / "logs" / "hpo" / f"{ID}_1"
     names = {path.relative_to(run_folder).as_posix() for path in run_folder.rglob("*") if path.is_file()}
     assert names == {
-        *("0.monitor.csv", "best_model.zip", "evaluations.npz", f"{ID}.zip", "rl_model_20_steps.zip", "rl_model_40_steps.zip"),
+        *("0.monitor.csv", "evaluations.npz"),
+        *(
+            f"{name}.{suffix}"
+            for name in ("best_model", ID, "rl_model_20_steps", "rl_model_40_steps")
+            for suffix in ("zip", "safetensors")
+        ),
         *(f"{ID}/{name}" for name in ("args.yml", "config.yml", "command.txt")),
         *(f"checkpoints/{name}" for name in ("command.json", "config.yml")),
         *(f"checkpoints/checkpoint_{steps:012d}.pt" for steps in (0, 40)),
@@ -261,7 +276,10 @@ def test_a_bad_flag_ends_the_process_with_one_line_and_code_2(tmp_path):
         (["train", "--algo", "hpo", "--env", ID, "-params", "n_envs:0"], "n_envs must be an integer >= 1, got 0"),
         (["train", "--algo", "hpo", "--env", ID, "-params", "n_timesteps:'lots'"], "n_timesteps"),
         (["train", "--algo", "hpo", "--env", ID, "-params", "ent_coef:'3e-4'"], "write 3.0e-4"),
-        (["train", "--algo", "hpo", "--env", ID, "-params", "policy_kwargs:{'net_ach':[8]}"], "net_ach"),
+        (
+            ["train", "--algo", "hpo", "--env", ID, "-params", "policy_kwargs:{'net_ach':[8]}"],
+            "'net_ach'; the nearest known name is 'net_arch'",
+        ),
         (["train", "--algo", "hpo", "--env", ID, "-params", "gamma:2"], "gamma must be a finite number in [0, 1], got 2"),
         (
             ["train", "--algo", "hpo", "--env", ID, "-params", "clip_range:'lin_-0.2'"],
@@ -317,6 +335,7 @@ def test_bad_input_is_named_in_one_line(arguments, named, tmp_path, monkeypatch,
         ("HybridInventory-v0: 3\n", "'HybridInventory-v0' must map names"),
         ("HybridInventory-v0: !!python/object/apply:os.mkdir [ran]\n", "not plain YAML"),
         ("CartPole-v1: {policy: MlpPolicy, n_timesteps: 5}\n", "Hyperparameters not found"),
+        ("HybridInventry-v0: {policy: MlpPolicy, n_timesteps: 8}", "no entry 'HybridInventory-v0'; it has HybridInventry-v0"),
     ],
 )
 def test_a_bad_config_is_named_and_runs_no_code(text, named, tmp_path, monkeypatch, capsys):
@@ -335,30 +354,30 @@ def test_a_folder_that_cannot_be_written_stops_before_training(flag, folder, tmp
     assert str(tmp_path / "file") in complaint(capsys, *arguments, flag, tmp_path / "file" / "logs")
 
 
-def test_a_truncated_model_is_named(saved, capsys):
-    model = saved / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
+def test_a_truncated_model_is_named(saved_zips, capsys):
+    model = saved_zips / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
     model.write_bytes(model.read_bytes()[: model.stat().st_size // 2])
-    config = ("--conf-file", saved / "own.yml", "-f", saved / "new", "--eval-freq", -1)
-    for arguments in (["enjoy", "-f", saved / "logs", "--no-render"], ["train", *config, "-i", model]):
+    config = ("--conf-file", saved_zips / "own.yml", "-f", saved_zips / "new", "--eval-freq", -1)
+    for arguments in (["enjoy", "-f", saved_zips / "logs", "--no-render"], ["train", *config, "-i", model]):
         message = complaint(capsys, *arguments, "--algo", "hpo", "--env", ID)
         assert f"{model} is not a whole model file" in message
 
 
-def test_a_model_without_its_settings_is_named(saved, capsys):
-    model = saved / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
+def test_a_model_without_its_settings_is_named(saved_zips, capsys):
+    model = saved_zips / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
     with zipfile.ZipFile(model, "w") as archive:
         archive.writestr("data", json.dumps({}))
     assert f"{model} is not a whole model" in complaint(
-        capsys, "enjoy", "--algo", "hpo", "--env", ID, "-f", saved / "logs", "--no-render"
+        capsys, "enjoy", "--algo", "hpo", "--env", ID, "-f", saved_zips / "logs", "--no-render"
     )
 
 
-def test_a_model_of_another_environment_or_algorithm_is_named(saved, capsys):
-    model = saved / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
-    enjoy = ("enjoy", "--algo", "hpo", "--env", ID, "-f", saved / "logs", "--no-render")
+def test_a_model_of_another_environment_or_algorithm_is_named(saved_zips, capsys):
+    model = saved_zips / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
+    enjoy = ("enjoy", "--algo", "hpo", "--env", ID, "-f", saved_zips / "logs", "--no-render")
     message = complaint(capsys, *enjoy, "--env-kwargs", "n_items:3")
     assert f"{model} was trained on another environment" in message
-    config = ("--conf-file", saved / "own.yml", "-f", saved / "new", "--eval-freq", -1)
+    config = ("--conf-file", saved_zips / "own.yml", "-f", saved_zips / "new", "--eval-freq", -1)
     message = complaint(
         capsys, "train", "--algo", "hpo", "--env", ID, *config, "-i", model, "--env-kwargs", "n_items:3", "horizon:5"
     )
@@ -385,6 +404,86 @@ def test_a_run_folder_of_the_rl_zoo_itself_is_read(saved):
         f"!!python/object/apply:collections.OrderedDict\n- {pairs.replace(chr(10), chr(10) + '  ')}"
     )
     main(["enjoy", "--algo", "hpo", "--env", ID, "-f", str(saved / "logs"), "--no-render", "-n", "5"])
+
+
+# ---- models of plain data --------------------------------------------------------------------------------------------
+
+
+def test_the_plain_data_is_the_model_and_enjoy_and_record_do_not_open_the_zip(saved, tmp_path, capsys):
+    run_folder = saved / "logs" / "hpo" / f"{ID}_1"
+    observation, _ = gym.make(ID, **SMALL).reset(seed=0)
+    for name in (ID, "best_model", "rl_model_20_steps"):
+        plain, zipped = load_safe(run_folder / f"{name}.safetensors"), HPO.load(run_folder / f"{name}.zip")
+        assert plain.num_timesteps == zipped.num_timesteps
+        ours, theirs = (model.predict(observation, deterministic=True)[0] for model in (plain, zipped))
+        np.testing.assert_array_equal(ours[1], theirs[1])
+        (run_folder / f"{name}.zip").write_bytes(b"spoilt")
+    arguments = ("--algo", "hpo", "--env", ID, "-f", str(saved / "logs"))
+    for choice in ((), ("--load-best",), ("--load-checkpoint", "20")):
+        main(["enjoy", *arguments, "--no-render", "-n", "10", *choice])
+        assert "Mean reward" in capsys.readouterr().out
+    main(["record", *arguments, "-n", "5", "-o", str(tmp_path / "videos")])
+    assert list((tmp_path / "videos").glob("*.mp4"))
+
+
+def test_a_spoilt_or_foreign_model_of_plain_data_is_named(saved, capsys):
+    model = saved / "logs" / "hpo" / f"{ID}_1" / f"{ID}.safetensors"
+    enjoy = ("enjoy", "--algo", "hpo", "--env", ID, "-f", saved / "logs", "--no-render")
+    assert f"{model} was trained on another environment" in complaint(capsys, *enjoy, "--env-kwargs", "n_items:3")
+    content = model.read_bytes()
+    model.write_bytes(content[:-10])
+    assert f"{model} is refused" in complaint(capsys, *enjoy)
+    save_safe(HybridPPO("MlpPolicy", gym.make(ID, **SMALL), n_steps=5, batch_size=5), model)
+    assert "must be HPO, is HybridPPO" in complaint(capsys, *enjoy)
+
+
+def test_under_normalize_the_statistics_come_from_the_model_and_the_pickle_is_not_opened(
+    folder, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--algo", "hybrid_ppo", "--env", ID, "-f", "logs")
+    small = ("-n", "40", "--env-kwargs", "n_items:2", "horizon:5", "--eval-freq", "-1", "--entry", "normalised")
+    main(["train", *arguments, "--conf-file", str(folder / "own.yml"), *small, "-params", "n_steps:5", "batch_size:10"])
+    rewards = []
+    for spoil in (False, True):
+        for file in tmp_path.rglob("*.safetensors" if not spoil else "*"):
+            if not spoil:
+                file.rename(file.with_suffix(".kept"))
+            elif file.suffix == ".kept":
+                file.rename(file.with_suffix(".safetensors"))
+            elif file.suffix in (".zip", ".pkl"):
+                file.write_bytes(b"spoilt")
+        capsys.readouterr()
+        main(["enjoy", *arguments, "--no-render", "-n", "25"])
+        rewards.append([line for line in capsys.readouterr().out.splitlines() if line.startswith("Episode Reward")])
+    assert len(rewards[0]) == 5
+    assert rewards[0] == rewards[1]
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_export_writes_graph_schema_and_card_of_the_chosen_model(kind, saved, tmp_path, capsys):
+    arguments = ("export", "--algo", "hpo", "--env", ID, "-f", str(saved / "logs"), "--load-best", "--format", kind)
+    main([*arguments, "-o", str(tmp_path / "out" / "policy")])
+    assert "100.0% of the regimes equal" in capsys.readouterr().out
+    suffix, load = {"onnx": (".onnx", load_onnx), "torch": (".pt2", load_torch)}[kind]
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {suffix, ".json", ".md"}
+    assert "the best evaluation in training" in (tmp_path / "out" / "policy.md").read_text()
+    schema = json.loads((tmp_path / "out" / "policy.json").read_text())
+    assert schema["environment"]["arguments"] == SMALL
+    observation, _ = gym.make(ID, **SMALL).reset(seed=0)
+    model = HPO.load(saved / "logs" / "hpo" / f"{ID}_1" / "best_model.zip")
+    (regime,), (point,) = load(tmp_path / "out" / f"policy{suffix}")(observation=observation[None])
+    expected = model.predict(observation, deterministic=True)[0]
+    assert regime == expected[0]
+    np.testing.assert_allclose(point, expected[1], rtol=1e-5)
+
+
+def test_export_says_what_is_wrong(saved, capsys):
+    arguments = ("export", "--algo", "hpo", "--env", ID, "-f", saved / "logs")
+    assert "did you mean --format" in complaint(capsys, *arguments, "--fromat", "onnx")
+    assert "nowhere" in complaint(capsys, "export", "--algo", "hpo", "--env", ID, "-f", "nowhere")
+    assert "'HybridInventory-v0'" in complaint(capsys, "export", "--env", "HybridInventry-v0", "-f", "nowhere")
+    assert "was trained on another environment" in complaint(capsys, *arguments, "--env-kwargs", "n_items:3")
 
 
 # ---- configs ---------------------------------------------------------------------------------------------------------
