@@ -47,6 +47,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
             "horizon": 30,
         },
     ),
+    ("HybridUnitCommitment-v0", {"n_generators": 4, "commitments": "free"}),
 ]
 
 
@@ -99,8 +100,11 @@ def draw_action() -> Callable[[HybridEnv, int, torch.Generator], HybridAction]:
     """Draws regimes uniformly and points inside the bounds of each regime, at the environment's typical magnitude."""
 
     def draw(env: HybridEnv, batch_size: int, generator: torch.Generator) -> HybridAction:
-        regime = torch.randint(env.n_regimes, (batch_size,), generator=generator)
-        low, high = torch.tensor(env.action_bounds, dtype=env.dtype)[regime].unbind(-1)
+        regime = env.factors.draw(batch_size, generator)
+        low, high = (
+            env.factors.choose(torch.tensor(side, dtype=env.dtype).expand(batch_size, -1, -1), regime)
+            for side in np.moveaxis(env.action_bounds, -1, 0)
+        )
         reach = torch.tensor(env.action_scale, dtype=env.dtype)
         low_end = torch.where(low.isfinite(), low, torch.where(high.isfinite(), high - reach, -reach))
         high_end = torch.where(high.isfinite(), high, torch.where(low.isfinite(), low + reach, reach))

@@ -20,9 +20,9 @@ FORECAST_HOURS = 6
 
 class UnitCommitmentState(NamedTuple):
     """
-    ``on``: the units that ran last period, 0 or 1, shape ``(batch, n_generators)``; ``held``: hours for which each unit has to
-    stay as it is, likewise, or ``(batch, 0)`` where nothing holds them; ``energy``: in the battery, kWh, and ``deviation``: of
-    the last period's net load from its mean, in standard deviations, both ``(batch, 1)``.
+    ``on``: the units that ran last period, 0 or 1, and ``held``: hours for which each still has to stay as it is, both of shape
+    ``(batch, n_generators)``; ``energy``: in the battery, kWh, and ``deviation``: of the last period's net load from its mean,
+    in standard deviations, both ``(batch, 1)``.
     """
 
     on: torch.Tensor
@@ -205,7 +205,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         zeros = torch.zeros(batch_size, self.n_generators + 2, dtype=self.dtype, device=self.device)
         return UnitCommitmentState(
             on=zeros[:, 2:],
-            held=torch.zeros(batch_size, self.n_held, dtype=self.dtype, device=self.device),
+            held=torch.zeros_like(zeros[:, 2:]),
             energy=zeros[:, :1] + self.params.start_energy,
             deviation=zeros[:, 1:2],
             period=torch.zeros(batch_size, dtype=torch.int64, device=self.device),
@@ -257,7 +257,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         gone = (state.period / self.horizon).to(self.dtype).unsqueeze(1)
         forecast = self.expected[hour] + self.carried[hour] * state.deviation
         level = state.energy / self.params.battery_energy
-        return torch.cat([gone, self.clock[hour], state.on, level, forecast, state.held], dim=1)
+        return torch.cat([gone, self.clock[hour], state.on, level, forecast, state.held[:, : self.n_held]], dim=1)
 
     @property
     def masks_regimes(self) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_envs import HybridAction, HybridUnitCommitmentEnv
+from hybrid_envs import HybridAction, HybridUnitCommitmentEnv, check_hybrid_env
 from hybrid_envs.solvers import evaluate, reference_policy
 from hybrid_envs.unit_commitment import env as env_module
 from hybrid_envs.unit_commitment.milp import CommitmentProgramme, PerfectInformation, net_loads, perfect_information_bound
@@ -230,6 +230,11 @@ def test_each_output_answers_to_its_unit_and_the_battery_to_none():
 def test_fifty_free_units_make_fifty_factors():
     env = HybridUnitCommitmentEnv(50, commitments="free")
     assert (env.factors.n_factors, env.action_size) == (50, 51)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"min_up_time": 3, "min_down_time": 2, "min_units_on": 1}])
+def test_the_checker_finds_nothing_wrong_with_free_commitments(kwargs):
+    check_hybrid_env(HybridUnitCommitmentEnv(3, commitments="free", **kwargs))
 
 
 def test_nobody_pays_for_masks_where_nothing_holds_a_unit():
