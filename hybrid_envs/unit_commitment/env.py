@@ -20,7 +20,7 @@ FORECAST_HOURS = 6
 
 class UnitCommitmentState(NamedTuple):
     """
-    ``on``: the units that ran last period, 0 or 1, and ``held``: hours for which each still has to stay as it is, both of shape
+    ``on``: the units that ran last period, 0 or 1, and ``held``: hours for which each must still stay as it is, both of shape
     ``(batch, n_generators)``; ``energy``: in the battery, kWh, and ``deviation``: of the last period's net load from its mean,
     in standard deviations, both ``(batch, 1)``.
     """
