@@ -15,13 +15,15 @@ from hybrid_envs.portfolio.policies import NoTradeBand, RebalancingOptimum, best
 from hybrid_envs.procurement.policies import TotalOrders
 from hybrid_envs.switched_lqr.bound import dual_lower_bound
 from hybrid_envs.switched_lqr.riccati import SingleMode, SwitchedRiccati, riccati
-from hybrid_envs.unit_commitment.milp import PerfectInformation, perfect_information_bound
+from hybrid_envs.unit_commitment.milp import CommitmentProgramme, PerfectInformation, perfect_information_bound
 from hybrid_envs.unit_commitment.operator import MeritOrderOperator
+from hybrid_envs.unit_commitment.rolling import RollingHorizon
 
 __all__ = [
     "AlignAndStop",
     "CanOrder",
     "CappedDualIndex",
+    "CommitmentProgramme",
     "DualSourcingOptimum",
     "MeritOrderOperator",
     "NoTradeBand",
@@ -30,6 +32,7 @@ __all__ = [
     "Policy",
     "RebalancingOptimum",
     "ReferencePolicy",
+    "RollingHorizon",
     "SingleItemSS",
     "SingleMode",
     "SwitchedRiccati",

@@ -48,6 +48,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
             "horizon": 30,
         },
     ),
+    ("HybridUnitCommitment-v0", {"n_generators": 4, "commitments": "free"}),
 ]
 
 

@@ -20,9 +20,9 @@ FORECAST_HOURS = 6
 
 class UnitCommitmentState(NamedTuple):
     """
-    ``on``: the units that ran last period, 0 or 1, shape ``(batch, n_generators)``; ``held``: hours for which each unit has to
-    stay as it is, likewise, or ``(batch, 0)`` where nothing holds them; ``energy``: in the battery, kWh, and ``deviation``: of
-    the last period's net load from its mean, in standard deviations, both ``(batch, 1)``.
+    ``on``: the units that ran last period, 0 or 1, and ``held``: hours for which each must still stay as it is, both of shape
+    ``(batch, n_generators)``; ``energy``: in the battery, kWh, and ``deviation``: of the last period's net load from its mean,
+    in standard deviations, both ``(batch, 1)``.
     """
 
     on: torch.Tensor
@@ -162,14 +162,13 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         check_count("min_units_on", min_units_on, minimum=0)
         if min_units_on > n_generators:
             raise ValueError(f"min_units_on = {min_units_on} exceeds n_generators = {n_generators}")
-        if not free:
-            for name, value in (
-                ("min_up_time", min_up_time),
-                ("min_down_time", min_down_time),
-                ("min_units_on", min_units_on),
-            ):
-                if np.any(np.asarray(value) > (name != "min_units_on")):
-                    raise ValueError(f"{name} = {value!r} is for commitments = 'free', not for {commitments!r}")
+        for name, given, least in (
+            ("min_up_time", min_up_time, 1),
+            ("min_down_time", min_down_time, 1),
+            ("min_units_on", min_units_on, 0),
+        ):
+            if not free and np.any(np.asarray(given) > least):
+                raise ValueError(f"{name} = {given!r} is for commitments = 'free', not for {commitments!r}")
         longest_hold = max(self.params.min_up_time.max(), self.params.min_down_time.max()) - 1
         n_shown, self.n_held = n_generators + 4 + FORECAST_HOURS, n_generators if longest_hold else 0
         limits = np.stack([self.params.min_output, self.params.max_output], axis=-1)
@@ -206,7 +205,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         zeros = torch.zeros(batch_size, self.n_generators + 2, dtype=self.dtype, device=self.device)
         return UnitCommitmentState(
             on=zeros[:, 2:],
-            held=torch.zeros(batch_size, self.n_held, dtype=self.dtype, device=self.device),
+            held=torch.zeros_like(zeros[:, 2:]),
             energy=zeros[:, :1] + self.params.start_energy,
             deviation=zeros[:, 1:2],
             period=torch.zeros(batch_size, dtype=torch.int64, device=self.device),
@@ -258,7 +257,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         gone = (state.period / self.horizon).to(self.dtype).unsqueeze(1)
         forecast = self.expected[hour] + self.carried[hour] * state.deviation
         level = state.energy / self.params.battery_energy
-        return torch.cat([gone, self.clock[hour], state.on, level, forecast, state.held], dim=1)
+        return torch.cat([gone, self.clock[hour], state.on, level, forecast, state.held[:, : self.n_held]], dim=1)
 
     @property
     def masks_regimes(self) -> bool:
@@ -281,7 +280,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         return (self.units_on.cpu().numpy() == on[:, None]).all(axis=-1).argmax(axis=-1)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
-        """Battery level and units on, and the cost of each hour with the commitment marked; of free ones the number on."""
+        """Battery level and units on, and the cost of each hour with the commitment marked, of free ones the number on."""
         levels = np.array([float(frame.state.energy) / self.params.battery_energy for frame in frames])
         running = np.array([float(frame.state.on[0].mean()) for frame in frames])
         names = {0: "no unit"}

@@ -94,10 +94,10 @@ def make_microgrid(n_generators: int, peak: float, **given: float | np.ndarray |
     if crossed.size:
         i = crossed[0]
         raise ValueError(f"min_output[{i}] = {grid.min_output[i]} exceeds max_output[{i}] = {grid.max_output[i]}")
-    for name in ("min_up_time", "min_down_time"):
-        broken = np.flatnonzero(checked[name] % 1)
+    for name, hours in (("min_up_time", grid.min_up_time), ("min_down_time", grid.min_down_time)):
+        broken = np.flatnonzero(hours % 1)
         if broken.size:
-            raise ValueError(f"{name}[{broken[0]}] = {checked[name][broken[0]]}: must be a whole number of hours")
+            raise ValueError(f"{name}[{broken[0]}] = {hours[broken[0]]}: must be a whole number of hours")
     if grid.efficiency > 1:
         raise ValueError(f"efficiency = {grid.efficiency}: must be > 0 and <= 1")
     return grid

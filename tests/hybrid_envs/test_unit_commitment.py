@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_envs import HybridAction, HybridUnitCommitmentEnv
+from hybrid_envs import HybridAction, HybridUnitCommitmentEnv, check_hybrid_env
 from hybrid_envs.solvers import evaluate, reference_policy
-from hybrid_envs.unit_commitment.milp import PerfectInformation, net_loads, perfect_information_bound
+from hybrid_envs.unit_commitment import env as env_module
+from hybrid_envs.unit_commitment.milp import CommitmentProgramme, PerfectInformation, net_loads, perfect_information_bound
 from hybrid_envs.unit_commitment.operator import MeritOrderOperator
+from hybrid_envs.unit_commitment.rolling import RollingHorizon
+from sb3_hpo import HPO
 
 TWO_UNITS = {
     "n_generators": 2,
@@ -192,6 +195,151 @@ def test_a_bad_csv_file_is_refused_with_row_and_column(tmp_path, lines, message)
         HybridUnitCommitmentEnv(2, series=str(path))
 
 
+# ---- free commitments ----------------------------------------------------------------------------------------------------
+
+
+def bits_of(regime, n_generators):
+    return torch.tensor([[x >> i & 1 for i in range(n_generators)] for x in regime.tolist()])
+
+
+def test_free_commitments_are_all_commitments_step_by_step():
+    every, free = (HybridUnitCommitmentEnv(3, commitments=commitments, surplus_cost=0.1) for commitments in ("all", "free"))
+    generator = torch.Generator().manual_seed(0)
+    state = other = every.initial(200, generator)
+    assert all(a.equal(b) for a, b in zip(state, free.initial(200, generator), strict=True))
+    for noise in every.sample_noise(200, generator):
+        regime = torch.randint(8, (200,), generator=generator)
+        low, high = torch.from_numpy(every.action_bounds)[regime].unbind(-1)
+        point = low + torch.rand(200, 4, generator=generator) * (high - low)
+        expected = every.step_torch(state, HybridAction(regime, point), noise)
+        result = free.step_torch(other, HybridAction(bits_of(regime, 3), point), noise)
+        state, other = expected.state, result.state
+        for a, b in zip((*expected.state, *expected[1:]), (*result.state, *result[1:]), strict=True):
+            assert a.equal(b)
+
+
+def test_each_output_answers_to_its_unit_and_the_battery_to_none():
+    env = HybridUnitCommitmentEnv(**TWO_UNITS, commitments="free")
+    assert env.action_space.spaces[0].nvec.tolist() == [2, 2]
+    low, high = env.factors.bounds_of(np.array([[0, 1], [1, 0]]), env.action_bounds)
+    assert low.tolist() == [[0.0, 5.0, -10.0], [20.0, 0.0, -10.0]]
+    assert high.tolist() == [[0.0, 20.0, 10.0], [50.0, 0.0, 10.0]]
+    assert env.factors.factor_of.tolist() == [0, 1, -1]
+
+
+def test_fifty_free_units_make_fifty_factors():
+    env = HybridUnitCommitmentEnv(50, commitments="free")
+    assert (env.factors.n_factors, env.action_size) == (50, 51)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"min_up_time": 3, "min_down_time": 2, "min_units_on": 1}])
+def test_the_checker_finds_nothing_wrong_with_free_commitments(kwargs):
+    check_hybrid_env(HybridUnitCommitmentEnv(3, commitments="free", **kwargs))
+
+
+def test_nobody_pays_for_masks_where_nothing_holds_a_unit():
+    env = HybridUnitCommitmentEnv(3, commitments="free", min_units_on=1)
+    assert not env.masks_regimes
+    assert env.regime_mask(env.initial(2, torch.Generator())).all()
+    assert env.observation_space.shape == (13,)
+
+
+def held_by_history(history, up, down):
+    """For how many hours a unit with these runs of hours on (1) and off (0) must stay as it is; off without limit before."""
+    same = next((k for k, x in enumerate(reversed(history)) if x != history[-1]), None)
+    return 0 if same is None else max((up if history[-1] else down) - same, 0)
+
+
+def test_the_mask_honours_up_and_down_times():
+    up, down = [1, 3, 4, 2], [2, 1, 5, 3]
+    env = HybridUnitCommitmentEnv(4, commitments="free", min_up_time=up, min_down_time=down, horizon=60)
+    rng, batch = np.random.default_rng(0), 20
+    state = env.initial(batch, torch.Generator())
+    history = np.zeros((1, batch, 4), dtype=int)  # off the hour before
+    point, noise = torch.zeros(batch, 5), torch.zeros(batch, 1)
+    blocked = 0
+    for _ in range(env.horizon):
+        held = np.array([[held_by_history(history[:, b, i].tolist(), up[i], down[i]) for i in range(4)] for b in range(batch)])
+        np.testing.assert_array_equal(env.observation(state)[:, -4:], held)
+        expected = np.ones((batch, 4, 2), dtype=bool)
+        rows, units = np.nonzero(held)
+        expected[rows, units, 1 - history[-1, rows, units]] = False
+        mask = env.regime_mask(state)
+        np.testing.assert_array_equal(mask, expected.reshape(batch, 8))
+        blocked += (~mask).sum().item()
+        regime = env.factors.allowed(torch.from_numpy(rng.integers(2, size=(batch, 4))), mask)
+        state = env.step_torch(state, HybridAction(regime, point), noise).state
+        history = np.concatenate([history, regime.numpy()[None]])
+    assert blocked > 1000
+    for i in range(4):
+        for b in range(batch):
+            runs = [(x, len(list(hours))) for x, hours in itertools.groupby(history[:, b, i].tolist())][1:-1]
+            assert all(length >= (up[i] if x else down[i]) for x, length in runs)
+
+
+def test_a_unit_that_has_started_cannot_be_stopped_at_once():
+    env = HybridUnitCommitmentEnv(2, commitments="free", min_up_time=[2, 1], min_down_time=2)
+    env.reset(seed=0)
+    env.step((np.array([1, 1]), env.action_bounds[1, :, 0]))
+    with pytest.raises(ValueError, match=r"regime\[0\] = 0 is masked in this state; allowed are \[1\]"):
+        env.step((np.array([0, 0]), env.action_bounds[0, :, 0]))
+    env.step((np.array([1, 0]), env.action_bounds[1, :, 0]))
+    with pytest.raises(ValueError, match=r"regime\[1\] = 1 is masked in this state; allowed are \[0\]"):
+        env.step((np.array([1, 1]), env.action_bounds[1, :, 0]))
+
+
+def test_too_few_units_on_are_refused():
+    env = HybridUnitCommitmentEnv(3, commitments="free", min_units_on=2)
+    env.reset(seed=0)
+    env.step((np.array([1, 0, 1]), env.action_bounds[1, :, 0]))
+    with pytest.raises(ValueError, match=r"1 factors are in another regime than 0; allowed are 2 to 3"):
+        env.step((np.array([0, 0, 1]), env.action_bounds[1, :, 0]))
+
+
+def test_a_policy_keeps_to_up_and_down_times_and_least_units():
+    env = HybridUnitCommitmentEnv(3, commitments="free", min_up_time=3, min_down_time=[1, 2, 4], min_units_on=1, horizon=12)
+    model = HPO("MlpPolicy", env, n_scenarios=8, seed=0, policy_kwargs={"net_arch": [8]}).learn(2 * 8 * 12)
+    costs = evaluate(env, model, 20, seed=0)  # which refuses what is masked and too few units
+    assert np.isfinite(costs).all()
+
+
+def test_the_picture_marks_the_number_of_units_on(monkeypatch):
+    pictures = []
+    monkeypatch.setattr(env_module, "draw_episode", lambda *args: pictures.append(args) or np.zeros((1, 1, 3), np.uint8))
+    env = HybridUnitCommitmentEnv(4, commitments="free", render_mode="rgb_array")
+    env.reset(seed=0)
+    for regime in ([1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]):
+        env.step((np.array(regime), np.zeros(5)))
+    env.render()
+    frames, series, _, names, _ = pictures[0]
+    assert [frame.regime for frame in frames] == [None, 3, 0, 1]
+    assert names == {0: "no unit", 1: "1 on", 3: "3 on"}
+    np.testing.assert_allclose(series[:, 1], [0.0, 0.75, 0.0, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"min_up_time": 0}, r"min_up_time\[0\] = 0.0: must be finite and >= 1"),
+        ({"min_down_time": [1, 2.5, 3]}, r"min_down_time\[1\] = 2.5: must be a whole number of hours"),
+        ({"min_up_time": [1, 2]}, r"min_up_time must be a scalar or have shape \(3,\), got shape \(2,\)"),
+        ({"min_down_time": np.nan}, r"min_down_time\[0\] = nan: must be finite"),
+        ({"min_units_on": -1}, r"min_units_on must be an integer >= 0, got -1"),
+        ({"min_units_on": 1.5}, r"min_units_on must be an integer >= 0, got 1.5"),
+        ({"min_units_on": 4}, r"min_units_on = 4 exceeds n_generators = 3"),
+        ({"commitments": "all", "min_up_time": 2}, r"min_up_time = 2 is for commitments = 'free', not for 'all'"),
+        (
+            {"commitments": "merit_order", "min_down_time": [1, 1, 3]},
+            r"min_down_time = \[1, 1, 3\] is for .* not for 'merit_order'",
+        ),
+        ({"commitments": "all", "min_units_on": 1}, r"min_units_on = 1 is for commitments = 'free', not for 'all'"),
+    ],
+)
+def test_a_bad_argument_of_free_commitments_is_named(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        HybridUnitCommitmentEnv(**{"n_generators": 3, "commitments": "free"} | kwargs)
+
+
 # ---- bad arguments -------------------------------------------------------------------------------------------------------
 
 
@@ -248,10 +396,12 @@ SMALL = {
 
 def enumerated_optimum(env, net_load):
     """Over all whole-numbered actions of two periods: with these whole numbers some optimum is among them."""
+    regimes = env.factors.every().numpy()
+    low, high = env.factors.bounds_of(regimes, env.action_bounds.astype(int))
     actions = [
-        (regime, list(map(float, point)))
-        for regime, bounds in enumerate(env.action_bounds.astype(int))
-        for point in itertools.product(*(range(low, high + 1) for low, high in bounds))
+        (regime.tolist(), list(map(float, point)))
+        for regime, least, most in zip(regimes, low, high, strict=True)
+        for point in itertools.product(*(range(a, b + 1) for a, b in zip(least, most, strict=True)))
     ]
     pairs = torch.cartesian_prod(torch.arange(len(actions)), torch.arange(len(actions)))
     regimes, points = torch.tensor([regime for regime, _ in actions]), torch.tensor([point for _, point in actions])
@@ -263,7 +413,7 @@ def enumerated_optimum(env, net_load):
     return costs.min().item()
 
 
-@pytest.mark.parametrize("commitments", ["all", "merit_order"])
+@pytest.mark.parametrize("commitments", ["all", "merit_order", "free"])
 @pytest.mark.parametrize("net_load", [(5, 12), (9, 2), (1, 1), (0, 7), (12, 12), (4, 5)])
 def test_the_programme_finds_the_optimum_of_two_periods(net_load, commitments):
     env = HybridUnitCommitmentEnv(2, **SMALL, commitments=commitments, series=one_day(*net_load), horizon=2)
@@ -275,22 +425,96 @@ def test_the_programme_finds_the_optimum_of_two_periods(net_load, commitments):
 
 @pytest.mark.parametrize(
     "kwargs",
-    [{"n_generators": 2, "surplus_cost": 0.2, "renewable_share": 0.9}, {"n_generators": 4, "commitments": "merit_order"}],
+    [
+        {"n_generators": 2, "surplus_cost": 0.2, "renewable_share": 0.9},
+        {"n_generators": 4, "commitments": "merit_order"},
+        {"n_generators": 4, "commitments": "free", "min_up_time": 3, "min_down_time": [1, 2, 3, 4], "min_units_on": 1},
+    ],
 )
 def test_the_schedule_of_the_programme_costs_in_the_environment_what_the_programme_says(kwargs):
     env = HybridUnitCommitmentEnv(**kwargs, horizon=10).to(dtype=torch.float64)
     noise = env.sample_noise(1, torch.Generator().manual_seed(1))
     net_load = env.net_load.mean[:10] + env.net_load.std[:10] * deviations_of(env, noise[:, 0, 0].numpy())
     schedule = PerfectInformation(env).solve(net_load)
-    bounds = env.action_bounds[schedule.regimes]
-    assert (schedule.points > bounds[..., 0] - 1e-4).all() and (schedule.points < bounds[..., 1] + 1e-4).all()
+    low, high = env.factors.bounds_of(schedule.regimes, env.action_bounds)
+    assert (schedule.points > low - 1e-4).all() and (schedule.points < high + 1e-4).all()
     state, cost = env.initial(1, torch.Generator()), 0.0
     for regime, point, xi in zip(schedule.regimes, schedule.points, noise, strict=True):
-        action = HybridAction(torch.tensor([regime]), torch.tensor(point)[None])
+        action = HybridAction(torch.as_tensor(regime)[None], torch.tensor(point)[None])
+        assert env.factors.permits(action.regime, env.regime_mask(state))
         result = env.step_torch(state, action, xi)
         state, cost = result.state, cost - result.reward.item()
     assert cost == pytest.approx(schedule.cost, rel=1e-5)
     assert schedule.bound <= schedule.cost <= schedule.bound * 1.0002
+
+
+NO_BATTERY = SMALL | {"battery_energy": 1e-6, "battery_power": 1e-6, "surplus_cost": 0.0}
+
+
+def dispatch_cost(on, net_load):
+    """Of one hour without a battery: minimum outputs, then the cheaper unit first, then shortage."""
+    least, most, fuel = (np.array(SMALL[name]) * on for name in ("min_output", "max_output", "fuel_cost"))
+    missing, cost = max(net_load - least.sum(), 0.0), least @ fuel
+    for i in range(2):
+        served = min(missing, most[i] - least[i])
+        missing, cost = missing - served, cost + served * fuel[i]
+    return cost + 10.0 * missing
+
+
+def cheapest_sequence(net_load, up, down, before, min_units_on):
+    """Over all sequences of commitments whose runs are long enough; ``before``: what each unit did in the hours before."""
+    hours, on_costs, start_costs = len(net_load), np.array([2.0, 0.5]), np.array([5.0, 1.0])
+    allowed = []
+    for i in range(2):
+        sequences = []
+        for sequence in itertools.product((0, 1), repeat=hours):
+            past = list(before[i])
+            for x in sequence:
+                if x != past[-1] and held_by_history(past, up[i], down[i]):
+                    break
+                past.append(x)
+            else:
+                sequences.append(sequence)
+        allowed.append(sequences)
+    hourly = {
+        (on, t): dispatch_cost(np.array(on), x) for on in itertools.product((0, 1), repeat=2) for t, x in enumerate(net_load)
+    }
+    best = np.inf
+    for pair in itertools.product(*allowed):
+        units = np.array(pair).T
+        if (units.sum(axis=1) < min_units_on).any():
+            continue
+        previous = np.vstack([[before[0][-1], before[1][-1]], units[:-1]])
+        cost = (units @ on_costs).sum() + ((units > previous) @ start_costs).sum()
+        best = min(best, cost + sum(hourly[tuple(on), t] for t, on in enumerate(units.tolist())))
+    return best
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "before", "min_units_on"),
+    [
+        ([1, 1], [1, 1], ([0], [0]), 0),
+        ([3, 2], [2, 3], ([0], [0]), 0),
+        ([4, 1], [1, 9], ([0], [0]), 1),
+        ([4, 2], [3, 3], ([0, 1], [1, 0]), 0),
+        ([2, 9], [2, 4], ([1, 1], [0, 1, 1]), 0),
+        ([1, 3], [4, 2], ([1, 0, 0], [0, 1]), 1),
+    ],
+)
+def test_the_programme_finds_the_optimum_under_up_and_down_times(up, down, before, min_units_on):
+    for net_load in ([7.0, 0.0, 9.0, 3.0, 0.0], [0.0, 10.0, 1.0, 2.0, 8.0], [4.0, 4.0, 0.0, 0.0, 6.0]):
+        env = HybridUnitCommitmentEnv(
+            2,
+            **NO_BATTERY,
+            commitments="free",
+            min_up_time=up,
+            min_down_time=down,
+            min_units_on=min_units_on,
+            series=one_day(9),
+        )
+        held = [held_by_history(before[i], up[i], down[i]) for i in range(2)]
+        schedule = CommitmentProgramme(env, 5, gap=0.0).solve(net_load, [past[-1] for past in before], np.array(held), 0.0)
+        assert schedule.cost == pytest.approx(cheapest_sequence(net_load, up, down, before, min_units_on), abs=1e-3)
 
 
 class Careless:
@@ -315,6 +539,46 @@ def test_no_policy_costs_less_than_the_bound_on_any_scenario():
     assert costs.min() < 1.3 * bound.mean()  # it is not far below, either
 
 
+# ---- planning ahead ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("commitments", ["all", "free"])
+@pytest.mark.parametrize("net_load", [(5, 12), (1, 1), (0, 7)])
+def test_with_a_certain_forecast_of_all_hours_left_planning_ahead_is_optimal(net_load, commitments):
+    env = HybridUnitCommitmentEnv(2, **SMALL, commitments=commitments, series=one_day(*net_load), horizon=2)
+    costs = evaluate(env, RollingHorizon(env, reserve=0.0, gap=0.0), 1, seed=0)
+    assert costs[0] == pytest.approx(enumerated_optimum(env, net_load), abs=1e-4)
+
+
+def test_planning_ahead_keeps_to_up_and_down_times_and_plans_with_them():
+    net_load, up, down = [7.0, 0.0, 9.0, 3.0, 0.0], [3, 2], [2, 3]
+    series = one_day(*net_load)
+    env = HybridUnitCommitmentEnv(
+        2, **NO_BATTERY, commitments="free", min_up_time=up, min_down_time=down, min_units_on=1, series=series, horizon=5
+    )
+    costs = evaluate(env, RollingHorizon(env, reserve=0.0, gap=0.0), 1, seed=0)
+    assert costs[0] == pytest.approx(cheapest_sequence(net_load, up, down, ([0], [0]), 1), abs=1e-3)
+
+
+def test_the_reserve_is_planned_beyond_the_forecast():
+    env = HybridUnitCommitmentEnv(
+        1, max_output=500.0, min_output=0.0, start_cost=0.0, battery_energy=1e-3, battery_power=1e-3, horizon=1
+    )
+    observation = env.observation(env.initial(1, torch.Generator())).numpy()
+    outputs = [RollingHorizon(env, reserve).act(observation, np.zeros(1, dtype=int))[1][0, 0] for reserve in (0.0, 2.0)]
+    expected = env.net_load.mean[0] + np.array([0.0, 2.0]) * env.net_load.std[0] * np.sqrt(1 - 0.9**2)
+    np.testing.assert_allclose(outputs, expected, atol=0.01)
+
+
+@pytest.mark.slow
+def test_the_best_reserve_costs_what_it_says_and_less_than_the_operator():
+    env = HybridUnitCommitmentEnv(2, commitments="free", horizon=6)
+    best = RollingHorizon.best(env)
+    costs, operator = (evaluate(env, policy, 64, seed=9) for policy in (best, MeritOrderOperator.best(env)))
+    assert abs(costs.mean() - best.cost) < 2 * best.half_width
+    assert costs.mean() < operator.mean()
+
+
 # ---- the operator --------------------------------------------------------------------------------------------------------
 
 
@@ -328,7 +592,14 @@ def test_the_operator_decides_one_hour_by_hand():
     np.testing.assert_allclose(point, [49.0, 5.0, -6.0], atol=1e-4)
 
 
-@pytest.mark.parametrize("kwargs", [{}, {"n_generators": 9, "commitments": "merit_order", "renewable_share": 1.2}])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"n_generators": 9, "commitments": "merit_order", "renewable_share": 1.2},
+        {"n_generators": 9, "commitments": "free"},
+    ],
+)
 @pytest.mark.parametrize("parameters", [(0.0, 0, -1.0, 2.0), (2.0, 5, 0.5, 0.6)])
 def test_what_the_operator_decides_is_feasible_to_the_last_digit(kwargs, parameters):
     env = HybridUnitCommitmentEnv(**kwargs)
@@ -338,8 +609,24 @@ def test_what_the_operator_decides_is_feasible_to_the_last_digit(kwargs, paramet
     observation[:, 3 : 3 + env.n_generators] = rng.integers(2, size=(500, env.n_generators))
     actions, _ = operator.predict(observation)
     for regime, point in actions:
-        low, high = env.action_bounds[regime].T
+        low, high = (bound[0] for bound in env.factors.bounds_of(np.array([regime]), env.action_bounds))
         assert (point >= low).all() and (point <= high).all()
+
+
+@pytest.mark.parametrize("kwargs", [{"n_generators": 3}, {"n_generators": 9, "renewable_share": 1.2, "fuel_cost": 0.2}])
+def test_the_operator_costs_the_same_on_free_commitments(kwargs):
+    envs = [HybridUnitCommitmentEnv(**kwargs, commitments=commitments) for commitments in ("merit_order", "free")]
+    expected, costs = (evaluate(env, MeritOrderOperator(env), 50, seed=1) for env in envs)
+    np.testing.assert_array_equal(costs, expected)
+
+
+def test_the_operator_leaves_held_units_as_they_are():
+    env = HybridUnitCommitmentEnv(
+        5, commitments="free", min_up_time=[5, 4, 3, 2, 1], min_down_time=[4, 4, 1, 3, 2], min_units_on=2, renewable_share=1.2
+    )
+    free = HybridUnitCommitmentEnv(5, commitments="free", renewable_share=1.2)
+    costs, without = (evaluate(each, MeritOrderOperator(each), 50, seed=1) for each in (env, free))  # refuses what is masked
+    assert without.mean() < costs.mean() < 1.5 * without.mean()
 
 
 @pytest.mark.slow
@@ -371,6 +658,13 @@ def test_a_bad_parameter_of_the_operator_is_named(kwargs, message):
 def test_a_bad_parameter_of_the_programme_is_named(kwargs, message):
     with pytest.raises(ValueError, match=message):
         PerfectInformation(HybridUnitCommitmentEnv(2), **kwargs)
+
+
+def test_a_bad_parameter_of_planning_ahead_is_named():
+    with pytest.raises(ValueError, match=r"reserve = -0.5: must be finite and >= 0"):
+        RollingHorizon(HybridUnitCommitmentEnv(2), reserve=-0.5)
+    with pytest.raises(ValueError, match=r"hours must be an integer >= 1, got 0"):
+        CommitmentProgramme(HybridUnitCommitmentEnv(2), hours=0)
 
 
 def test_a_net_load_that_is_not_finite_or_too_short_is_refused():
