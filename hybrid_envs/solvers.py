@@ -2,6 +2,7 @@
 
 from hybrid_envs.dual_sourcing.policies import CappedDualIndex, DualSourcingOptimum, WholeUnits, best_dual_sourcing
 from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate, reference_policy, success_rate
+from hybrid_envs.inventory.item_orders import PeriodicSS, PerItemSS
 from hybrid_envs.inventory.policies import (
     CanOrder,
     PeriodicReview,
@@ -25,8 +26,10 @@ __all__ = [
     "DualSourcingOptimum",
     "MeritOrderOperator",
     "NoTradeBand",
+    "PerItemSS",
     "PerfectInformation",
     "PeriodicReview",
+    "PeriodicSS",
     "Policy",
     "RebalancingOptimum",
     "ReferencePolicy",
