@@ -25,6 +25,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
     ("HybridInventory-v0", {"n_items": 3, "lead_time": 5, "lost_sales": True}),
     ("HybridInventory-v0", {"n_items": 2, "demand": "normal", "horizon": 30}),
     ("HybridInventory-v0", {"demand": np.random.default_rng(0).uniform(0, 20, (50, 40, 2)), "horizon": 40}),
+    ("HybridInventory-v0", {"n_items": 3, "minor_fixed_cost": [20.0, 0.0, 50.0]}),
     (
         "HybridDualSourcing-v0",
         {"n_items": 3, "lead_time": 1, "demand": "poisson", "mean_demand": [2.0, 5.0, 9.0], "underage_cost": 20.0},
@@ -99,8 +100,8 @@ def draw_action() -> Callable[[HybridEnv, int, torch.Generator], HybridAction]:
     """Draws regimes uniformly and points inside the bounds of each regime, at the environment's typical magnitude."""
 
     def draw(env: HybridEnv, batch_size: int, generator: torch.Generator) -> HybridAction:
-        regime = torch.randint(env.n_regimes, (batch_size,), generator=generator)
-        low, high = torch.tensor(env.action_bounds, dtype=env.dtype)[regime].unbind(-1)
+        regime = env.factors.draw(batch_size, generator)
+        low, high = (torch.as_tensor(b, dtype=env.dtype) for b in env.factors.bounds_of(regime, env.action_bounds))
         reach = torch.tensor(env.action_scale, dtype=env.dtype)
         low_end = torch.where(low.isfinite(), low, torch.where(high.isfinite(), high - reach, -reach))
         high_end = torch.where(high.isfinite(), high, torch.where(low.isfinite(), low + reach, reach))

@@ -13,9 +13,9 @@ SIMULATED_CYCLES = 2**16  # over all items
 
 class Cycles:
     """
-    Simulated order cycles: each starts with an order of all items that raises their positions to S, and ends with the next one.
-    When to end is a function of the demand since the order, so cycles are alike, and a rule's long-run cost is its expected
-    cost per cycle over the expected length of the cycle (renewal reward).
+    Simulated order cycles: each starts with an order of all items that raises their positions to S, and ends with the next
+    one. When to end is a function of the demand since the order, so cycles are alike, and a rule's long-run cost is its
+    expected cost per cycle over the expected length of the cycle (renewal reward).
 
     :param env: the problem, with backlog
     :param max_length: periods after which a cycle ends anyway
@@ -49,10 +49,8 @@ class Cycles:
         :return: holding and underage cost of each item per period, shape ``(n_items,)``
         """
         left = levels - self.exposure[running]
-        params = self.params
-        return (
-            np.maximum(left, 0).mean(axis=0) * params.holding_cost + np.maximum(-left, 0).mean(axis=0) * params.underage_cost
-        )
+        held, short = np.maximum(left, 0).mean(axis=0), np.maximum(-left, 0).mean(axis=0)
+        return held * self.params.holding_cost + short * self.params.underage_cost
 
     def cost(self, running: np.ndarray, levels: np.ndarray | None = None) -> tuple[float, float]:
         """

@@ -81,8 +81,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
     then underage costs u, holding costs h and mean demands μ. It holds no clock.
 
     ## Dynamics
-    The order q = b·1{x = 1} (q_i = b_i z y_i with minor costs) is placed before the period's demand D is seen and is on hand ``lead_time`` periods later.
-    Demand is met from the stock on hand I; unmet demand is backlogged, or lost if ``lost_sales``:
+    The order q = b·1{x = 1} (q_i = b_i z y_i with minor costs) is placed before the period's demand D is seen and is on hand
+    ``lead_time`` periods later. Demand is met from the stock on hand I; unmet demand is backlogged, or lost if ``lost_sales``:
 
         I' = I - D + arrivals        (backlog)
         I' = max(I - D, 0) + arrivals    (lost sales)
@@ -214,9 +214,15 @@ class HybridInventoryEnv(ReplenishmentEnv):
         """Inventory position per item, and the cost of each period with the orders marked."""
         positions = np.array([frame.state.stock[0].sum(dim=0).cpu().numpy() for frame in frames])
         if self.itemised:
-            frames = [f if f.regime is None else f._replace(regime=int(f.regime[0] * f.regime[1:].max())) for f in frames]
+            frames = [f if f.regime is None else f._replace(regime=_any_ordered(f.regime)) for f in frames]
         return draw_episode(frames, positions, "inventory position", {1: "order"}, self.horizon)
 
     def _on_order(self, action: HybridAction) -> torch.Tensor:
         """Which items are ordered, 0 or 1, shape ``(batch, 1)`` where it is all of them or none, else ``(batch, n_items)``."""
         return action.regime[:, :1] * action.regime[:, 1:] if self.itemised else action.regime.unsqueeze(-1)
+
+
+def _any_ordered(regime: int | np.ndarray) -> int:
+    """Whether any item is on the order, 0 or 1; regime with one factor an item."""
+    together, *items = np.asarray(regime).tolist()
+    return int(together and any(items))

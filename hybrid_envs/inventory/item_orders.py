@@ -33,8 +33,8 @@ class PerItemSS(OrderUpTo):
     @classmethod
     def best(cls, env: HybridInventoryEnv, seed: int = 0) -> "PerItemSS":
         """
-        The optimal (s, S) of each item alone under the fixed cost k_i + w K; the best w out of 1, 1/2, 1/4, ..., 1 / n_items by
-        simulation on common scenarios. With w = 1 every item pays as if it were ordered alone, with 1 / n_items as if all
+        The optimal (s, S) of each item alone under the fixed cost k_i + w K; the best w out of 1, 1/2, 1/4, ..., 1 / n_items
+        by simulation on common scenarios. With w = 1 every item pays as if it were ordered alone, with 1 / n_items as if all
         were ordered together. ``cost`` is estimated on other scenarios.
 
         :param seed: of the scenarios

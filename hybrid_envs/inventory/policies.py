@@ -1,6 +1,5 @@
 """Joint replenishment: classical policies, the best of them, and a proven lower bound."""
 
-from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -279,10 +278,10 @@ def lower_bound(env: HybridInventoryEnv) -> float:
     """
     A bound that no policy's long-run cost per item and period falls below, whatever it orders and observes.
 
-    Split K into K_i >= 0. A joint policy orders at least as often as it orders item i, so it costs at least Σ_i c_i(k_i + K_i),
-    where c_i(f) is the optimal cost of item i alone under fixed cost f, and k_i its minor cost, if it has one. The c_i are
-    concave, so that giving K out in small parts by marginal value finds the best split. A policy that stops ordering before the end of an episode can cost less than
-    the long-run bound in the episode's last periods.
+    Split K into K_i >= 0. A joint policy orders at least as often as it orders item i, so it costs at least
+    Σ_i c_i(k_i + K_i), where c_i(f) is the optimal cost of item i alone under fixed cost f, and k_i its minor cost, 0 where
+    there is none. The c_i are concave, so that giving K out in small parts by marginal value finds the best split. A policy
+    that stops ordering before the end of an episode can cost less than the long-run bound in the episode's last periods.
 
     :raises ValueError: for lost sales, demand data, and costs h or u of 0
     """
@@ -290,9 +289,8 @@ def lower_bound(env: HybridInventoryEnv) -> float:
     part = env.params.fixed_cost / (SPLIT_STEPS * env.n_items)
     parts = part * np.arange(SPLIT_STEPS * min(env.n_items, 8) + 1)  # no item takes more than 8 times the average
     fixed_costs = env.params.item_fixed_cost[:, None] + parts
-    costs = np.array(
-        [i.reorder_costs(own[-1]).optimal_cost(own) for i, own in zip(single_items(env), fixed_costs, strict=True)]
-    )
+    items = zip(single_items(env), fixed_costs, strict=True)
+    costs = np.array([item.reorder_costs(own[-1]).optimal_cost(own) for item, own in items])
     gains = np.sort(np.diff(costs, axis=1), axis=None)[::-1]
     return float(costs[:, 0].sum() + gains[: SPLIT_STEPS * env.n_items].sum()) / env.n_items
 

@@ -89,7 +89,7 @@ def test_the_point_keeps_to_the_bounds_of_its_regime(env):
     flat.action_space.seed(0)
     for action in [flat.action_space.sample() for _ in range(50)] + [flat.action_space.low, flat.action_space.high]:
         regime, point = flat.action(action)
-        low, high = env.action_bounds[regime].T
+        low, high = env.unwrapped.factors.bounds_of(np.array([regime]), env.unwrapped.action_bounds)
         assert ((point >= low) & (point <= high)).all()
 
 
