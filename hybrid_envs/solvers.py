@@ -12,7 +12,7 @@ from hybrid_envs.inventory.policies import (
     lower_bound,
 )
 from hybrid_envs.moving.policies import AlignAndStop
-from hybrid_envs.portfolio.policies import NoTradeBand, RebalancingOptimum, best_rebalancing
+from hybrid_envs.portfolio.policies import AssetBands, NoTradeBand, RebalancingOptimum, best_rebalancing
 from hybrid_envs.procurement.policies import TotalOrders
 from hybrid_envs.switched_lqr.bound import dual_lower_bound
 from hybrid_envs.switched_lqr.riccati import SingleMode, SwitchedRiccati, riccati
@@ -21,6 +21,7 @@ from hybrid_envs.unit_commitment.operator import MeritOrderOperator
 
 __all__ = [
     "AlignAndStop",
+    "AssetBands",
     "CanOrder",
     "CappedDualIndex",
     "DualSourcingOptimum",

@@ -35,6 +35,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
         "HybridPortfolio-v0",
         {"n_assets": 3, "target": [0.5, 0.3, 0.1], "covariance": np.diag([0.01, 0.04, 0.09]), "proportional_cost": 0.05},
     ),
+    ("HybridPortfolio-v0", {"n_assets": 3, "fixed_cost": 1e-4, "fixed_cost_per_asset": [1e-4, 0.0, 3e-4]}),
     ("HybridProcurement-v0", {"n_items": 1, "min_order": 0.0, "truck_capacity": 20.0, "discount_quantities": [20.0]}),
     ("HybridSwitchedLQR-v0", {"n_dims": 1, "n_modes": 1}),
     ("HybridSwitchedLQR-v0", {"n_dims": 5, "n_modes": 3, "horizon": 7}),
