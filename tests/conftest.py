@@ -30,6 +30,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
         "HybridDualSourcing-v0",
         {"n_items": 3, "lead_time": 1, "demand": "poisson", "mean_demand": [2.0, 5.0, 9.0], "underage_cost": 20.0},
     ),
+    ("HybridDualSourcing-v0", {"n_items": 2, "per_item": True, "regular_fixed_cost": [5.0, 0.0]}),
     ("HybridMoving-v0", {"n_agents": 3, "max_acceleration": 2.0, "horizon": 30}),
     (
         "HybridPortfolio-v0",

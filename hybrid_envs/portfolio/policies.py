@@ -233,6 +233,8 @@ def as_action(per_asset: bool, trades: np.ndarray, goal: np.ndarray) -> tuple[np
     :param goal: to which weights, those of assets not traded being the present ones, same shape
     :return: regimes, shape ``(batch, n_assets)`` or ``(batch,)``, and points, shape ``(batch, n_assets)``
     """
-    taken = trades if per_asset else trades.any(axis=1, keepdims=True)
-    regimes = taken.astype(np.int64)
-    return regimes if per_asset else regimes[:, 0], taken * np.maximum(goal, 0.0)  # weights of 0 may be rounded below it
+    goal = np.maximum(goal, 0.0)  # weights of 0 may be rounded below it
+    if per_asset:
+        return trades.astype(np.int64), trades * goal
+    due = np.any(trades, axis=1)
+    return due.astype(np.int64), due[:, None] * goal
