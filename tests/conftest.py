@@ -25,18 +25,15 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
     ("HybridInventory-v0", {"n_items": 3, "lead_time": 5, "lost_sales": True}),
     ("HybridInventory-v0", {"n_items": 2, "demand": "normal", "horizon": 30}),
     ("HybridInventory-v0", {"demand": np.random.default_rng(0).uniform(0, 20, (50, 40, 2)), "horizon": 40}),
-    ("HybridInventory-v0", {"n_items": 3, "minor_fixed_cost": [20.0, 0.0, 50.0]}),
     (
         "HybridDualSourcing-v0",
         {"n_items": 3, "lead_time": 1, "demand": "poisson", "mean_demand": [2.0, 5.0, 9.0], "underage_cost": 20.0},
     ),
-    ("HybridDualSourcing-v0", {"n_items": 2, "per_item": True, "regular_fixed_cost": [5.0, 0.0]}),
     ("HybridMoving-v0", {"n_agents": 3, "max_acceleration": 2.0, "horizon": 30}),
     (
         "HybridPortfolio-v0",
         {"n_assets": 3, "target": [0.5, 0.3, 0.1], "covariance": np.diag([0.01, 0.04, 0.09]), "proportional_cost": 0.05},
     ),
-    ("HybridPortfolio-v0", {"n_assets": 3, "fixed_cost": 1e-4, "fixed_cost_per_asset": [1e-4, 0.0, 3e-4]}),
     ("HybridProcurement-v0", {"n_items": 1, "min_order": 0.0, "truck_capacity": 20.0, "discount_quantities": [20.0]}),
     ("HybridSwitchedLQR-v0", {"n_dims": 1, "n_modes": 1}),
     ("HybridSwitchedLQR-v0", {"n_dims": 5, "n_modes": 3, "horizon": 7}),
@@ -50,6 +47,9 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
             "horizon": 30,
         },
     ),
+    ("HybridInventory-v0", {"n_items": 3, "minor_fixed_cost": [20.0, 0.0, 50.0]}),
+    ("HybridDualSourcing-v0", {"n_items": 2, "per_item": True, "regular_fixed_cost": [5.0, 0.0]}),
+    ("HybridPortfolio-v0", {"n_assets": 3, "fixed_cost": 1e-4, "fixed_cost_per_asset": [1e-4, 0.0, 3e-4]}),
 ]
 
 
@@ -103,7 +103,8 @@ def draw_action() -> Callable[[HybridEnv, int, torch.Generator], HybridAction]:
 
     def draw(env: HybridEnv, batch_size: int, generator: torch.Generator) -> HybridAction:
         regime = env.factors.draw(batch_size, generator)
-        low, high = (torch.as_tensor(b, dtype=env.dtype) for b in env.factors.bounds_of(regime, env.action_bounds))
+        low, high = map(torch.from_numpy, env.factors.bounds_of(regime.numpy(), env.action_bounds.astype(float)))
+        low, high = low.to(env.dtype), high.to(env.dtype)
         reach = torch.tensor(env.action_scale, dtype=env.dtype)
         low_end = torch.where(low.isfinite(), low, torch.where(high.isfinite(), high - reach, -reach))
         high_end = torch.where(high.isfinite(), high, torch.where(low.isfinite(), low + reach, reach))

@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
 from hybrid_envs.core import HybridEnv
@@ -133,8 +134,8 @@ def test_every_environment_draws_any_policy_or_says_that_it_has_no_figure(env: H
         assert observation.dtype == np.float32 and observation.shape[1:] == env.observation_space.shape
         low, high = np.where(np.isfinite(env.action_bounds), env.action_bounds, [-1.0, 1.0]).transpose(2, 0, 1)
         points = np.broadcast_to((low + high) / 2, (len(observation), *low.shape)).astype(np.float32)
-        shape = env.factors.shape(len(observation))
-        return Choices(np.full((*shape, env.n_regimes), 1 / env.n_regimes, np.float32), points)
+        flat = torch.cat([torch.full((size,), 1 / size) for size in env.factors.sizes])
+        return Choices(env.factors.by_factor(flat.expand(len(observation), -1), 0.0).numpy(), points)
 
     figure = policy_figure(env, uniform)
     assert figure is None or to_rgb_array(figure).std() > 0

@@ -89,7 +89,8 @@ def test_the_point_keeps_to_the_bounds_of_its_regime(env):
     flat.action_space.seed(0)
     for action in [flat.action_space.sample() for _ in range(50)] + [flat.action_space.low, flat.action_space.high]:
         regime, point = flat.action(action)
-        low, high = env.unwrapped.factors.bounds_of(np.array([regime]), env.unwrapped.action_bounds)
+        own = [regime[f] for f in env.factors.factor_of] if env.factors.many else regime
+        low, high = env.action_bounds[own, range(env.action_size)].T
         assert ((point >= low) & (point <= high)).all()
 
 
