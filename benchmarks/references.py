@@ -45,7 +45,7 @@ def main() -> None:
     problems = args.problem or PROBLEMS
     if "inventory" in problems:
         inventory([1, 5] if args.quick else [1, 5, 20, 60])
-        minor_costs([4] if args.quick else [20])
+        minor_costs([2] if args.quick else [20])
     if "lqr" in problems:
         switched_lqr([(8, 2)] if args.quick else [(8, 2), (48, 2), (48, 4), (48, 6), (48, 8)])
     if "unit_commitment" in problems:
