@@ -49,6 +49,9 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
         },
     ),
     ("HybridUnitCommitment-v0", {"n_generators": 4, "commitments": "free"}),
+    ("HybridInventory-v0", {"n_items": 3, "minor_fixed_cost": [20.0, 0.0, 50.0]}),
+    ("HybridDualSourcing-v0", {"n_items": 2, "per_item": True, "regular_fixed_cost": [5.0, 0.0]}),
+    ("HybridPortfolio-v0", {"n_assets": 3, "fixed_cost": 1e-4, "fixed_cost_per_asset": [1e-4, 0.0, 3e-4]}),
 ]
 
 

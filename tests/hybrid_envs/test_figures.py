@@ -130,6 +130,26 @@ def test_three_modes_have_three_colours_in_figure_and_legend():
     assert to_rgb_array(figure).shape == (1080, 750, 3)
 
 
+def test_with_minor_costs_the_level_counts_the_items_that_are_likely_on_the_order():
+    env = HybridInventoryEnv(2, mean_demand=10.0, minor_fixed_cost=5.0, lead_time=1)
+
+    def first_item_only(observation):
+        position = observation[:, :2]  # of lead time 1: what is on hand, in periods
+        order = (position.mean(axis=1) <= 1.5).astype(np.float64)
+        probabilities = np.stack([order, np.ones(len(order)), np.zeros(len(order))], axis=1)  # of the order, of items 0 and 1
+        points = np.zeros((len(order), 2, 2))
+        points[:, 1] = 10.0 * (4.0 - position)
+        return Choices(np.stack([1 - probabilities, probabilities], axis=2), points.astype(np.float32))
+
+    upper, lower = policy_figure(env, first_item_only).axes
+    position, order = upper.lines[0].get_data()
+    assert (order == (position <= 1.5)).all()
+    _, level = lower.lines[1].get_data()
+    np.testing.assert_allclose(level, (position + 4.0) / 2, rtol=1e-5)  # one at 4, the other where it was
+    _, dots = lower.lines[3].get_data()
+    assert np.isnan(dots[1::2]).all() and np.allclose(dots[::2], 4.0, atol=1e-4)
+
+
 def test_every_environment_draws_any_policy_or_says_that_it_has_no_figure(env: HybridEnv):
     def uniform(observation):
         assert observation.dtype == np.float32 and observation.shape[1:] == env.observation_space.shape
