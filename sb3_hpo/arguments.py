@@ -78,7 +78,6 @@ ALLOWED = {
     "target_kl": Allowed(float, 0, above=True, optional=True),
     "normalize_advantage": SWITCH,
     "normalize_reward": SWITCH,
-    "value_beyond_horizon": SWITCH,
     "use_sde": SWITCH,
     "sde_sample_freq": Allowed(int, -1),
     "stats_window_size": COUNT,
@@ -108,6 +107,7 @@ CLASSES: dict[str, tuple[type, str]] = {
 """Arguments that are classes: from what they have to be derived, and how to say so."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "cross_term": (True, False, "auto"),
+    "value_beyond_horizon": (True, False, "bounded"),
     "ratio": ("joint", "component", None),
     "credit": ("joint", "counterfactual", None),
 }

@@ -62,8 +62,9 @@ class HPO(HybridPPO):
     :param n_steps: periods per iteration; the environment's horizon unless given. What follows a shorter rollout is judged by
         the value network, with gradients to the last state
     :param value_beyond_horizon: whether the value network judges, for the regimes, what would follow an episode that stops at
-        its horizon, as in SB3. Without it nothing follows, for regimes as for points: of use where all is settled long before
-        the horizon
+        its horizon, as in SB3. The last state is learned from in no iteration; with activations that do not saturate its value
+        may feed on itself. ``"bounded"`` lets it be no worse, and no better, than what the rollout has seen, repeated for ever.
+        With False nothing follows, for regimes as for points: of use where all is settled long before the horizon
     :param cross_term: whether the mixed gradient keeps its cross term; without it, it is biased but less noisy; ``"auto"``
         weighs it by the share of signal measured in it, so that it fades out once it is mostly noise
     :param pathwise_weight: weight of the pathwise term against the cross term; the estimator is unbiased at 1
@@ -97,7 +98,7 @@ class HPO(HybridPPO):
         *,
         n_scenarios: int = 64,
         n_steps: int | None = None,
-        value_beyond_horizon: bool = True,
+        value_beyond_horizon: bool | Literal["bounded"] = True,
         cross_term: bool | Literal["auto"] = True,
         pathwise_weight: float = 1.0,
         point_noise: float | str | Schedule = 0.0,
@@ -312,9 +313,9 @@ class HPO(HybridPPO):
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
         scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
         rollout_buffer.rewards /= scale
-        # The last state of an episode is learned from in no iteration. Its value is extrapolated, and it would feed on itself
-        # through the targets of the states before; so it is no worse, and no better, than what was seen, repeated for ever.
-        low, high = future_range(rollout_buffer.rewards, self.gamma)
+        low, high = -math.inf, math.inf
+        if self.value_beyond_horizon == "bounded":
+            low, high = future_range(rollout_buffer.rewards, self.gamma)
         rollout_buffer.rewards += self.gamma * final_values.clip(low, high)
         rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
         if self.counterfactual:

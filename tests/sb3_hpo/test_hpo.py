@@ -441,10 +441,12 @@ def test_the_noise_on_the_point_has_the_scheduled_deviation_and_prediction_has_n
 # ---- what PPO is given -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("beyond", [True, "bounded"])
 @pytest.mark.parametrize(("env", "n_steps"), [(inventory, 25), (PurseEnv, 11)])
-def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_and_not_of_terminated_ones(env, n_steps):
+def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_and_not_of_terminated_ones(env, n_steps, beyond):
     gamma, gae_lambda, n_envs = 0.9, 0.7, 6
-    model = lively(hpo(env(), n_scenarios=n_envs, n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda))
+    options = {"gamma": gamma, "gae_lambda": gae_lambda, "value_beyond_horizon": beyond}
+    model = lively(hpo(env(), n_scenarios=n_envs, n_steps=n_steps, **options))
     it = one_iteration(model)
 
     def value(obs):
@@ -454,6 +456,8 @@ def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_an
     reward_std = it.rewards.std()
     sums = [gamma ** np.arange(n_steps - t) @ it.rewards[t:] / reward_std for t in range(n_steps)]
     low, high = (bound / (1 - gamma**n_steps) for bound in (min(0.0, np.min(sums)), max(0.0, np.max(sums))))
+    if beyond is True:
+        low, high = -np.inf, np.inf
     ends, bounds = set(), 0
     for i in range(n_envs):
         advantage = 0.0
@@ -472,7 +476,7 @@ def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_an
             assert it.buffer["advantages"][t, i] == pytest.approx(advantage, abs=1e-4)
             assert it.buffer["returns"][t, i] == pytest.approx(advantage + now, abs=1e-4)
     assert ends == ({True, False} if env is PurseEnv else {True})
-    assert bounds > 0 or env is not inventory
+    assert bounds > 0 or env is not inventory or beyond is True
 
 
 def test_nothing_follows_the_horizon_if_asked_for():
@@ -492,7 +496,8 @@ def test_an_unstable_plant_does_not_run_away_whatever_the_activation(activation_
     """
     env = HybridSwitchedLQREnv(n_dims=48, n_modes=4)
     kwargs = {"activation_fn": activation_fn, "net_arch": [128, 128]}
-    model = HPO("MlpPolicy", env, n_scenarios=128, continuous_learning_rate="lin_5e-3", policy_kwargs=kwargs, seed=0)
+    options = {"continuous_learning_rate": "lin_5e-3", "value_beyond_horizon": "bounded", "seed": 0}
+    model = HPO("MlpPolicy", env, n_scenarios=128, policy_kwargs=kwargs, **options)
     model.learn(60 * 20 * 128)
     assert evaluate(env, model, 200, 10_000).mean() < 20_000
 
