@@ -63,8 +63,8 @@ class HPO(HybridPPO):
         the value network, with gradients to the last state
     :param value_beyond_horizon: whether the value network judges, for the regimes, what would follow an episode that stops at
         its horizon, as in SB3. The last state is learned from in no iteration; with activations that do not saturate its value
-        may feed on itself. ``"bounded"`` lets it be no worse, and no better, than what the rollout has seen, repeated for ever.
-        With False nothing follows, for regimes as for points: of use where all is settled long before the horizon
+        may feed on itself. ``"bounded"`` lets it be no worse, and no better, than what the rollout has seen, repeated for
+        ever. With False nothing follows, for regimes as for points: of use where all is settled long before the horizon
     :param cross_term: whether the mixed gradient keeps its cross term; without it, it is biased but less noisy; ``"auto"``
         weighs it by the share of signal measured in it, so that it fades out once it is mostly noise
     :param pathwise_weight: weight of the pathwise term against the cross term; the estimator is unbiased at 1
