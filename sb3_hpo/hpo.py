@@ -298,7 +298,7 @@ class HPO(HybridPPO):
                 return False
             self._update_info_buffer(infos, dones)
             truncated = [i for i in np.flatnonzero(dones) if infos[i]["TimeLimit.truncated"]]
-            if truncated and self.value_beyond_horizon:
+            if truncated:
                 final_values[step, truncated] = self._values(np.stack([infos[i]["terminal_observation"] for i in truncated]))
             rollout_buffer.add(
                 self._last_obs,  # type: ignore[arg-type]
@@ -313,13 +313,11 @@ class HPO(HybridPPO):
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
         scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
         rollout_buffer.rewards /= scale
-        low, high = -math.inf, math.inf
-        if self.value_beyond_horizon == "bounded":
-            low, high = future_range(rollout_buffer.rewards, self.gamma)
-        rollout_buffer.rewards += self.gamma * final_values.clip(low, high)
+        beyond = self._value_range(rollout_buffer.rewards)
+        rollout_buffer.rewards += self.gamma * final_values.clip(*beyond)
         rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
         if self.counterfactual:
-            baselines = self._baselines(view, decisions, scale, (low, high))
+            baselines = self._baselines(view, decisions, scale, beyond)
             rollout_buffer.advantages = rollout_buffer.returns[..., None] - baselines
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
         # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
@@ -340,13 +338,21 @@ class HPO(HybridPPO):
 
         def outcome_value(result: StepResult) -> torch.Tensor:
             following = self.policy.predict_values(view.scaled(result.observation)).flatten()
-            last = following.clamp(*beyond) if self.value_beyond_horizon else torch.zeros_like(following)
-            following = torch.where(result.truncated, last, following)
+            following = torch.where(result.truncated, following.clamp(*beyond), following)
             return view.reward(result) / scale + self.gamma * following.where(~result.terminated, 0.0)
 
         point_of = self.policy.points if self.policy.conditioned else self.policy.factors.choose
         baseline = counterfactual_baseline(view.simulator.env, joined(decisions), point_of, outcome_value)
         return baseline.view(len(decisions), self.n_envs, -1).cpu().numpy()
+
+    def _value_range(self, rewards: np.ndarray) -> tuple[float, float]:
+        """
+        :param rewards: of a rollout, shape ``(n_steps, n_envs)``
+        :return: the bounds of values beyond the horizon
+        """
+        if self.value_beyond_horizon == "bounded":
+            return future_range(rewards, self.gamma)
+        return (-math.inf, math.inf) if self.value_beyond_horizon else (0.0, 0.0)
 
     def _values(self, observations: Any) -> np.ndarray:
         """
