@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.zoo import mean_and_interval
+from benchmarks.zoo import EVALUATION_SEED, mean_and_interval
 from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv, HybridUnitCommitmentEnv
 from hybrid_envs.solvers import (
     CanOrder,
     PeriodicReview,
+    PeriodicSS,
+    PerItemSS,
     SingleItemSS,
     SingleMode,
     SwitchedRiccati,
@@ -43,6 +45,7 @@ def main() -> None:
     problems = args.problem or PROBLEMS
     if "inventory" in problems:
         inventory([1, 5] if args.quick else [1, 5, 20, 60])
+        minor_costs([2] if args.quick else [20])
     if "lqr" in problems:
         switched_lqr([(8, 2)] if args.quick else [(8, 2), (48, 2), (48, 4), (48, 6), (48, 8)])
     if "unit_commitment" in problems:
@@ -64,6 +67,19 @@ def inventory(sizes: list[int]) -> None:
             f"{stated[0]:>18}{stated[1]:>18}",
             flush=True,
         )
+
+
+def minor_costs(sizes: list[int]) -> None:
+    print("\njoint replenishment with minor costs, cost per item and period; simulated (± half width) on 2,000 scenarios")
+    families = (PeriodicReview, PeriodicSS, TotalDemandTrigger, CanOrder, PerItemSS)
+    print(f"{'p':>3}{'K':>6}{'k':>9}{'bound':>8}" + "".join(f"{family.__name__:>20}" for family in families))
+    for n_items in sizes:
+        alternating = np.resize([20.0, 200.0], n_items)
+        for K, k, name in ((64.0 * n_items, 20.0, "20"), (20.0 * n_items, alternating, "20, 200")):
+            env = HybridInventoryEnv(n_items, fixed_cost=K, minor_fixed_cost=k)
+            costs = [mean_and_interval(evaluate(env, family.best(env), 2000, EVALUATION_SEED)) for family in families]
+            cells = "".join(f"{f'{mean:.3f} ± {half_width:.3f}':>20}" for mean, half_width in costs)
+            print(f"{n_items:>3}{K:>6.0f}{name:>9}{lower_bound(env):>8.3f}{cells}", flush=True)
 
 
 def switched_lqr(instances: list[tuple[int, int]]) -> None:

@@ -45,13 +45,15 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 GENERATED = HERE / "generated"
 API = {
     "hybrid_envs": "the environments, their contract, and what is known of each",
+    "hybrid_envs.factors": "the factors of a regime, and the layout of their choices",
     "hybrid_envs.solvers": "reference policies, bounds and evaluation",
     "hybrid_envs.piecewise": "problems that jump in a Box action, rewritten as hybrid ones",
-    "hybrid_envs.wrappers": "other views: of hybrid environments as flat ones, of older environments as hybrid ones",
+    "hybrid_envs.wrappers": "other views: of hybrid environments as flat or clipped ones, of those of peers as hybrid ones",
     "sb3_hpo": "the algorithms",
     "sb3_hpo.arguments": "what their arguments have to be",
     "sb3_hpo.callbacks": "what is logged during training",
     "sb3_hpo.checkpoint": "checkpoints from which a killed run goes on exactly",
+    "sb3_hpo.credit": "which factor of a regime earned what",
     "sb3_hpo.export": "a policy as one graph, for programs without Python",
     "sb3_hpo.gradients": "exact gradients, estimators, and their quality",
     "sb3_hpo.losses": "the two equations",

@@ -37,6 +37,8 @@ def require_choice(env_name: str, choice: torch.Tensor, period: int | torch.Tens
         row, *factor = (~choice).nonzero()[0].tolist()
         when = int(period[row]) if isinstance(period, torch.Tensor) else period
         which = f" of factor {factor[0]}" if factor else ""
+        if factor and not choice[row].any():
+            which = " of any factor, or none with which all of them keep to active_limits,"
         raise ValueError(f"{env_name}: regime_mask() allows no regime{which} in period {when} (scenario {row})")
 
 

@@ -180,7 +180,8 @@ def episode_costs(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -
 
 def greedy_episode(env: HybridEnv, policy: PolicyFunction) -> tuple[np.ndarray, Choices]:
     """
-    One episode in which the likeliest regime is taken; the environment's own is not touched.
+    One episode in which the likeliest regime is taken, or if that is not allowed, one near it; the environment's own is not
+    touched.
 
     :return: what is observed in each period, shape ``(T, d)``, and the choices there
     """
@@ -191,7 +192,8 @@ def greedy_episode(env: HybridEnv, policy: PolicyFunction) -> tuple[np.ndarray, 
         for t in range(env.horizon):
             observations.append(to_numpy(env.observation(state)))
             choices.append(policy(observations[-1]))
-            regime = torch.as_tensor(choices[-1].probabilities.argmax(axis=-1), device=env.device)
+            likeliest = torch.as_tensor(choices[-1].probabilities.argmax(axis=-1), device=env.device)
+            regime = env.factors.repaired(likeliest, env.regime_mask(state) if env.masks_regimes else None)
             points = torch.as_tensor(choices[-1].points, dtype=env.dtype, device=env.device)
             state = env.step_torch(state, HybridAction(regime, env.factors.choose(points, regime)), noise[t]).state
     return np.concatenate(observations), Choices(*(np.concatenate(part) for part in zip(*choices, strict=True)))

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+__all__ = ["NO_FACTOR", "RegimeFactors"]
+
 NO_FACTOR = -1
 """Of a coordinate of b whose bounds are the same in every regime."""
 

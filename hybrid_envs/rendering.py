@@ -34,11 +34,22 @@ def new_figure(width: float, height: float, dpi: float = 100) -> "Figure":
     return figure
 
 
+def regimes_taken(frames: "list[Frame]") -> np.ndarray:
+    """
+    :param frames: an episode, starting state first
+    :return: the regimes by which its states were reached, shape ``(len(frames),)``, of several factors ``(len(frames), m)``;
+        -1 for the starting state
+    """
+    taken = [np.asarray(frame.regime) for frame in frames[1:]]
+    return np.stack([np.full_like(taken[0], -1), *taken]) if taken else np.array([-1])
+
+
 def draw_episode(
     frames: "list[Frame]", series: np.ndarray, label: str, regime_names: dict[int, str], horizon: int
 ) -> np.ndarray:
     """
-    Two panels over time: quantities of the state above, and below the cost of each period, coloured by the regime taken.
+    Two panels over time: quantities of the state above, and below the cost of each period, coloured by the regime taken. With
+    several factors a line on the lower panel tells how many of them were in each regime.
 
     :param frames: the episode so far, starting state first
     :param series: one line per column, shape ``(len(frames), lines)``; beyond ten lines, ten of them are drawn with the mean
@@ -60,19 +71,24 @@ def draw_episode(
         state_axes.plot(periods, series.mean(axis=1), color="black", linewidth=2, label=f"mean of {n_lines}")
     state_axes.set_ylabel(label)
 
-    taken = np.array([-1 if frame.regime is None else frame.regime for frame in frames])
+    taken = regimes_taken(frames)
     costs = np.array([frame.cost for frame in frames])
     cost_axes.bar(periods[1:], costs[1:], width=0.9, color="lightgray")
+    legend_axes = cost_axes.twinx() if taken.ndim > 1 else cost_axes
     for regime, name in regime_names.items():
         chosen = taken == regime
         colour = f"C{regime % 10}"
+        if taken.ndim > 1:
+            legend_axes.step(periods[1:], chosen[1:].sum(axis=1), where="mid", color=colour, label=f"{name}: {chosen.sum()}")
+            legend_axes.set(ylabel=f"of {taken.shape[1]} factors", ylim=(0, 1.05 * taken.shape[1]))
+            continue
         cost_axes.bar(periods[chosen], costs[chosen], width=0.9, color=colour, label=f"{name}: {chosen.sum()}")
         state_axes.vlines(periods[chosen], 0, 0.03, color=colour, transform=state_axes.get_xaxis_transform(), linewidth=3)
     cost_axes.set_xlabel("period")
     cost_axes.set_ylabel("cost")
     cost_axes.set_xlim(-0.5, horizon + 0.5)
     if regime_names:
-        cost_axes.legend(loc="upper right", fontsize="small")
+        legend_axes.legend(loc="upper right", fontsize="small")
     if crowded:
         state_axes.legend(loc="upper right", fontsize="small")
     state_axes.set_title(f"period {len(frames) - 1} of {horizon}, cost so far {costs.sum():,.1f}")
@@ -84,8 +100,8 @@ def draw_paths(
     frames: "list[Frame]", paths: np.ndarray, targets: np.ndarray, radius: float, limit: float, regime_names: dict[int, str]
 ) -> np.ndarray:
     """
-    A square field seen from above: each agent's path from its ring to its disc, its periods coloured by the regime taken, and
-    its target as a circle.
+    A square field seen from above: each agent's path from its ring to its disc, its periods coloured by the regime taken, its
+    own where agents have one each, and its target as a circle.
 
     :param frames: the episode so far, starting state first
     :param paths: positions, shape ``(len(frames), agents, 2)``
@@ -104,10 +120,11 @@ def draw_paths(
         axes.plot(*path.T, color="lightgray", linewidth=1)
         axes.plot(*path[0], "o", color="black", fillstyle="none", markersize=7)
         axes.plot(*path[-1], "o", color="black", markersize=7)
-    taken = np.array([-1 if frame.regime is None else frame.regime for frame in frames])
+    taken = regimes_taken(frames)
     for regime, name in regime_names.items():
-        marked = paths[taken == regime].reshape(-1, 2)
-        axes.plot(*marked.T, ".", color=f"C{regime % 10}", markersize=4, label=f"{name}: {(taken == regime).sum()}", zorder=3)
+        chosen = taken == regime
+        marked = paths[chosen].reshape(-1, 2)
+        axes.plot(*marked.T, ".", color=f"C{regime % 10}", markersize=4, label=f"{name}: {chosen.sum()}", zorder=3)
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
     axes.legend(loc="upper right", fontsize="small")
     axes.set_title(f"period {len(frames) - 1}, cost so far {sum(frame.cost for frame in frames):,.3f}")

@@ -2,6 +2,7 @@
 
 from hybrid_envs.dual_sourcing.policies import CappedDualIndex, DualSourcingOptimum, WholeUnits, best_dual_sourcing
 from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate, reference_policy, success_rate
+from hybrid_envs.inventory.item_orders import PeriodicSS, PerItemSS
 from hybrid_envs.inventory.policies import (
     CanOrder,
     PeriodicReview,
@@ -11,7 +12,7 @@ from hybrid_envs.inventory.policies import (
     lower_bound,
 )
 from hybrid_envs.moving.policies import AlignAndStop
-from hybrid_envs.portfolio.policies import NoTradeBand, RebalancingOptimum, best_rebalancing
+from hybrid_envs.portfolio.policies import AssetBands, NoTradeBand, RebalancingOptimum, best_rebalancing
 from hybrid_envs.procurement.policies import TotalOrders
 from hybrid_envs.switched_lqr.bound import dual_lower_bound
 from hybrid_envs.switched_lqr.riccati import SingleMode, SwitchedRiccati, riccati
@@ -21,14 +22,17 @@ from hybrid_envs.unit_commitment.rolling import RollingHorizon
 
 __all__ = [
     "AlignAndStop",
+    "AssetBands",
     "CanOrder",
     "CappedDualIndex",
     "CommitmentProgramme",
     "DualSourcingOptimum",
     "MeritOrderOperator",
     "NoTradeBand",
+    "PerItemSS",
     "PerfectInformation",
     "PeriodicReview",
+    "PeriodicSS",
     "Policy",
     "RebalancingOptimum",
     "ReferencePolicy",

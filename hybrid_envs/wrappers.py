@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -12,9 +12,63 @@ from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 
 from hybrid_envs.factors import RegimeFactors
+from hybrid_envs.peer_spaces import (
+    UNBOUNDED,
+    Nest,
+    Parameterised,
+    half_width,
+    numbers_in,
+    observation_bounds,
+    parameterised,
+    parts_of,
+)
 from hybrid_envs.spaces import box_bounds, factors_of, hybrid_action_space
 
-__all__ = ["FlatActionWrapper", "PeerEnvWrapper"]
+__all__ = ["ClipActionWrapper", "FlatActionWrapper", "PeerEnvWrapper"]
+
+
+def _stated(env: gym.Env[Any, Any]) -> tuple[RegimeFactors, np.ndarray]:
+    """The factors and the bounds that an environment states, else those of its action space."""
+    factors, bounds = (getattr(env.unwrapped, name, None) for name in ("factors", "action_bounds"))
+    return (
+        factors_of(env.action_space) if factors is None else factors,
+        box_bounds(env.action_space) if bounds is None else bounds,
+    )
+
+
+def _name_of(env: gym.Env[Any, Any]) -> str:
+    return env.spec.id if env.spec is not None else type(env.unwrapped).__name__
+
+
+class ClipActionWrapper(gym.ActionWrapper[Any, tuple[Any, np.ndarray], tuple[Any, np.ndarray]], RecordConstructorArgs):
+    """
+    Clips b to the bounds of the regime taken: the environment's ``action_bounds`` if it has them, else its Box. For libraries
+    that send what a Gaussian drew: RLlib clips to a Box only where both of its bounds are finite. Environments here refuse
+    what is outside their space, since clipping in silence hides mistakes; this is how to ask for it. The action space stays as
+    it is.
+
+    :param env: an environment with hybrid actions
+    :raises TypeError: if the action space is not hybrid
+    """
+
+    def __init__(self, env: gym.Env[Any, tuple[Any, np.ndarray]]):
+        RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        factors_of(env.action_space)  # refuses what is not hybrid
+        self.factors, self._bounds = _stated(env)
+
+    def action(self, action: tuple[Any, Any]) -> tuple[Any, np.ndarray]:
+        """
+        :param action: the regime and the point, shape ``(n,)``
+        :return: the same with the point within bounds, float32
+        :raises ValueError: if there is no such regime, or the point has another shape
+        """
+        regime, point = action[0], np.asarray(action[1], dtype=np.float32)
+        self.factors.check(_name_of(self.env), regime)
+        low, high = self.factors.bounds_of(np.asarray(regime, dtype=np.int64), self._bounds)
+        if point.shape != low.shape:
+            raise ValueError(f"{_name_of(self.env)}: the point of an action has shape {low.shape}, got {point.shape}")
+        return regime, np.clip(point, low, high)
 
 
 class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[Any, np.ndarray]], RecordConstructorArgs):
@@ -43,11 +97,7 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[Any, np.
         super().__init__(env)
         if not 0 < span < np.inf:
             raise ValueError(f"span must be positive and finite, got {span!r}")
-        factors = getattr(env.unwrapped, "factors", None)
-        self.factors: RegimeFactors = factors_of(env.action_space) if factors is None else factors
-        bounds = getattr(env.unwrapped, "action_bounds", None)
-        if bounds is None:
-            bounds = box_bounds(env.action_space)
+        self.factors, bounds = _stated(env)
         reach = np.broadcast_to(span * np.asarray(getattr(env.unwrapped, "action_scale", 1.0)), bounds.shape[:2])
         low, high = bounds[..., 0], bounds[..., 1]
         low, high = (
@@ -65,10 +115,10 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[Any, np.
         """
         flat = np.asarray(action, dtype=np.float32)
         if flat.shape != self.action_space.shape:
-            raise ValueError(f"{self._name}: a flat action has shape {self.action_space.shape}, got {flat.shape}")
+            raise ValueError(f"{_name_of(self.env)}: a flat action has shape {self.action_space.shape}, got {flat.shape}")
         outside = np.flatnonzero(~(np.abs(flat) <= 1))
         if outside.size:
-            raise ValueError(f"{self._name}: action[{outside[0]}] = {flat[outside[0]]} is outside [-1, 1]")
+            raise ValueError(f"{_name_of(self.env)}: action[{outside[0]}] = {flat[outside[0]]} is outside [-1, 1]")
         scores = flat[: self.factors.total]
         if self.env.has_wrapper_attr("action_masks"):
             scores = np.where(self.env.get_wrapper_attr("action_masks")(), scores, -np.inf)
@@ -78,32 +128,33 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[Any, np.
         # the clip undoes rounding only
         return (regime if self.factors.many else int(regime)), (low + share * (high - low)).clip(low, high)
 
-    @property
-    def _name(self) -> str:
-        return self.env.spec.id if self.env.spec is not None else type(self.env.unwrapped).__name__
 
-
-class PeerEnvWrapper(gym.Env[np.ndarray, tuple[int, np.ndarray]]):
+class PeerEnvWrapper(gym.Env[np.ndarray, tuple[Any, np.ndarray]]):
     """
     Presents an environment with parameterised actions that was written for another library as one with
-    ``Tuple(Discrete(J), Box(shape=(n,)))`` actions and Box observations, so that HybridPPO trains on it.
+    ``Tuple(Discrete(J), Box(shape=(n,)))`` actions, or ``Tuple(MultiDiscrete([J_1..J_m]), Box(shape=(n,)))``, and Box
+    observations, so that HybridPPO trains on it.
 
     The environment may have the API of Gymnasium or of the old ``gym`` (``reset()`` returns the observation alone, ``step()``
     four values, ``seed()`` sets the seed), and spaces of either. Its action space is one of
 
     - ``Tuple(Discrete(J), Box)``, one Box for all regimes: its actions are ``(x, array)``,
     - ``Tuple(Discrete(J), Tuple(Box, ..., Box))``, one Box per regime: ``(x, (array, ..., array))``,
-    - ``Tuple(Discrete(J), Box, ..., Box)``, one Box per regime: ``(x, array, ..., array)``.
+    - ``Tuple(Discrete(J), Box, ..., Box)``, one Box per regime: ``(x, array, ..., array)``,
+    - any other nest of Tuples and Dicts out of Discrete, MultiDiscrete and Box, with at least one choice and one Box in it:
+      ``Dict(mode=Discrete, valve=Discrete, power=Box)``, for example. Its choices become the factors of one regime, its Boxes
+      the point, both in the order of the nest; no factor changes the bounds of b.
 
-    n is the number of parameters of the regime that has most. The first coordinates of b are the parameters of the regime
-    taken, in the Box's own units and clipped to it; the others are ignored, and their ``action_bounds`` are (0, 0). The
-    environment gets zero, or the bound nearest to it, for the parameters of the regimes not taken.
+    With one Box per regime n is the number of parameters of the regime that has most. The first coordinates of b are the
+    parameters of the regime taken, in the Box's own units and clipped to it; the others are ignored, and their
+    ``action_bounds`` are (0, 0). The environment gets zero, or the bound nearest to it, for the parameters of the regimes not
+    taken.
 
     Observations out of Tuples and Dicts are put side by side in one vector; a Discrete gives one number.
 
     :param env: the environment; an object with ``reset``, ``step``, ``action_space`` and ``observation_space``
     :param boxes_of: for each regime, which Boxes hold its parameters, counted from 0; for environments in which a regime has
-        several, or none
+        several, or none; not for nests with several choices
     :raises TypeError: naming the space, if actions or observations have another layout
     :raises ValueError: if ``boxes_of`` does not fit the action space
     """
@@ -113,24 +164,15 @@ class PeerEnvWrapper(gym.Env[np.ndarray, tuple[int, np.ndarray]]):
     def __init__(self, env: Any, boxes_of: Sequence[Sequence[int]] | None = None):
         self.env = env
         self.name = type(getattr(env, "unwrapped", env)).__name__
-        self._discrete, self._boxes, self._nested = _parameterised(env.action_space)
-        n_regimes = int(self._discrete.n)
-        if boxes_of is None:
-            shared = len(self._boxes) == 1 and not self._nested
-            boxes_of = [[0]] * n_regimes if shared else [[i] for i in range(len(self._boxes))]
-        if len(boxes_of) != n_regimes or not {i for own in boxes_of for i in own} <= set(range(len(self._boxes))):
-            raise ValueError(
-                f"{self.name}: {n_regimes} regimes have {len(self._boxes)} Boxes in {env.action_space}; boxes_of must say for "
-                f"each regime which of 0..{len(self._boxes) - 1} are its own, got {list(map(list, boxes_of))}"
-            )
-        self._boxes_of = boxes_of
-        own_bounds = [np.concatenate([np.zeros((0, 2)), *(_bounds(self._boxes[i]) for i in own)]) for own in boxes_of]
-        self.action_bounds = np.zeros((n_regimes, max(map(len, own_bounds)), 2), dtype=np.float32)
-        for regime, bounds in enumerate(own_bounds):
-            self.action_bounds[regime, : len(bounds)] = bounds
-        self.action_space = hybrid_action_space(self.action_bounds)
-        self.action_scale = _half_width(self.action_bounds)
-        low, high = _observation_bounds(env.observation_space).astype(np.float32).T
+        parts = parameterised(env.action_space)
+        if parts is not None:
+            self._layout: Parameterised | Nest = Parameterised(self.name, env.action_space, *parts, boxes_of)
+        else:
+            self._layout = Nest(self.name, env.action_space, boxes_of)
+        self.factors, self.action_bounds = self._layout.factors, self._layout.bounds
+        self.action_space = hybrid_action_space(self.action_bounds, self.factors)
+        self.action_scale = half_width(self.action_bounds)
+        low, high = observation_bounds(env.observation_space).astype(np.float32).T
         self.observation_space = spaces.Box(low, high, dtype=np.float32)
         reach = np.maximum(np.abs(low), np.abs(high))
         self.observation_scale = np.where((reach > 0) & (reach < UNBOUNDED), reach, 1.0).astype(np.float32)
@@ -156,11 +198,11 @@ class PeerEnvWrapper(gym.Env[np.ndarray, tuple[int, np.ndarray]]):
         """Whether ``reset()`` returned (observation, info); a Tuple observation, too, may be a pair that ends in a dict."""
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
             return False
-        parts = _parts(self.env.observation_space)
+        parts = parts_of(self.env.observation_space)
         last = getattr(parts[1], "spaces", None) if isinstance(parts, tuple) and len(parts) == 2 else None
         return not (isinstance(last, Mapping) and set(last) == set(result[1]))
 
-    def step(self, action: tuple[int, np.ndarray]) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: tuple[Any, np.ndarray]) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """
         :raises ValueError: if the action lies outside the action space, or what the environment returns is not four or five
             values with an observation of its space
@@ -180,31 +222,23 @@ class PeerEnvWrapper(gym.Env[np.ndarray, tuple[int, np.ndarray]]):
             raise FloatingPointError(f"{self.name}: non-finite reward {reward}")
         return self._flat(observation), reward, bool(terminated), bool(truncated), info
 
-    def peer_action(self, action: tuple[int, np.ndarray]) -> tuple[Any, ...]:
+    def peer_action(self, action: tuple[Any, np.ndarray]) -> Any:
         """
         :param action: the regime and the point, shape ``(n,)``
         :return: the same in the layout of the wrapped environment
         :raises ValueError: if the action lies outside the action space
         """
         regime, point = action[0], np.asarray(action[1], dtype=np.float32)
+        if self.factors.many:
+            regime = np.asarray(regime)
         if not (self.action_space.contains((regime, point)) and np.isfinite(point).all()):
             raise ValueError(f"{self.name}: the action {action!r} is outside {self.action_space}")
-        parameters: list[np.ndarray] = [np.zeros(len(_bounds(box)), dtype=np.float32) for box in self._boxes]
-        start = 0
-        for i in self._boxes_of[int(regime)]:
-            parameters[i] = point[start : start + len(parameters[i])]
-            start += len(parameters[i])
-        arrays = tuple(
-            np.clip(values, *_bounds(box).T).reshape(box.shape).astype(getattr(box, "dtype", None) or np.float32)
-            for values, box in zip(parameters, self._boxes, strict=True)
-        )
-        x = int(regime) + int(getattr(self._discrete, "start", 0))
-        return (x, arrays) if self._nested else (x, *arrays)
+        return self._layout.peer_action(regime, point)
 
     def _flat(self, observation: Any) -> np.ndarray:
         space = self.env.observation_space
         try:
-            flat = np.concatenate(list(_numbers(space, observation))).astype(np.float32)
+            flat = np.concatenate(list(numbers_in(space, observation))).astype(np.float32)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.name}: the observation {observation!r} is not one of {space}") from error
         if flat.shape != self.observation_space.shape:
@@ -219,77 +253,3 @@ class PeerEnvWrapper(gym.Env[np.ndarray, tuple[int, np.ndarray]]):
     def close(self) -> None:
         if hasattr(self.env, "close"):
             self.env.close()
-
-
-# ---- spaces by what they have, be they gym's or Gymnasium's ------------------------------------------------------------
-
-UNBOUNDED = 1e6
-"""Bounds of observations beyond this say nothing of their typical magnitude."""
-
-
-def _is_box(space: Any) -> bool:
-    return all(hasattr(space, name) for name in ("low", "high", "shape"))
-
-
-def _is_discrete(space: Any) -> bool:
-    return hasattr(space, "n") and not getattr(space, "shape", None)  # MultiBinary has an n, too, and a shape
-
-
-def _parts(space: Any) -> tuple[Any, ...] | Mapping[str, Any] | None:
-    """The spaces in a Tuple or Dict; ``None`` of any other space."""
-    parts = getattr(space, "spaces", None)
-    return tuple(parts) if isinstance(parts, list | tuple) else parts
-
-
-def _bounds(box: Any) -> np.ndarray:
-    """Low and high of each number in a Box, shape ``(size, 2)``."""
-    return np.stack([np.broadcast_to(limit, box.shape).ravel() for limit in (box.low, box.high)], axis=1)
-
-
-def _parameterised(space: Any) -> tuple[Any, tuple[Any, ...], bool]:
-    """The Discrete of an action space, its Boxes, and whether these stand in a Tuple of their own."""
-    parts = _parts(space)
-    if isinstance(parts, tuple) and len(parts) > 1 and _is_discrete(parts[0]):
-        inner = _parts(parts[1]) if len(parts) == 2 else None
-        boxes = inner if isinstance(inner, tuple) else parts[1:]
-        if boxes and all(map(_is_box, boxes)):
-            return parts[0], boxes, boxes is inner
-    raise TypeError(
-        "the action space must be Tuple(Discrete, Box), Tuple(Discrete, Tuple(Box, ..., Box)) or "
-        f"Tuple(Discrete, Box, ..., Box), got {space}"
-    )
-
-
-def _half_width(bounds: np.ndarray) -> np.ndarray:
-    """A typical magnitude of each coordinate: half the width of its interval, the geometric mean over regimes; else 1."""
-    width = (bounds[..., 1] - bounds[..., 0]) / 2
-    usable = np.isfinite(width) & (width > 0)
-    total = np.log(np.where(usable, width, 1.0)).sum(axis=0)
-    return np.exp(total / np.maximum(usable.sum(axis=0), 1)).astype(np.float32)
-
-
-def _observation_bounds(space: Any) -> np.ndarray:
-    """Low and high of each number in an observation, shape ``(d, 2)``."""
-    parts = _parts(space)
-    if parts is not None:
-        inner = parts.values() if isinstance(parts, Mapping) else parts
-        return np.concatenate([_observation_bounds(part) for part in inner])
-    if _is_discrete(space):
-        start = getattr(space, "start", 0)
-        return np.array([[start, start + space.n - 1]], dtype=float)
-    if _is_box(space):
-        return _bounds(space).astype(float)
-    raise TypeError(f"observations must be made of Box, Discrete, Tuple and Dict, got {space}")
-
-
-def _numbers(space: Any, value: Any) -> Iterator[np.ndarray]:
-    """The numbers in an observation, in the order of :func:`_observation_bounds`."""
-    parts = _parts(space)
-    if isinstance(parts, Mapping):
-        for key, part in parts.items():
-            yield from _numbers(part, value[key])
-    elif parts is not None:
-        for part, item in zip(parts, value, strict=True):
-            yield from _numbers(part, item)
-    else:
-        yield np.asarray(value, dtype=float).ravel()

@@ -107,6 +107,7 @@ CLASSES: dict[str, tuple[type, str]] = {
 """Arguments that are classes: from what they have to be derived, and how to say so."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "cross_term": (True, False, "auto"),
+    "value_beyond_horizon": (True, False, "bounded"),
     "ratio": ("joint", "component", None),
     "credit": ("joint", "counterfactual", None),
 }

@@ -163,7 +163,7 @@ class PolicyFigureCallback(PeriodicCallback):
 
     def choices(self, observation: np.ndarray) -> Choices:
         """
-        The model's :data:`~hybrid_envs.evaluation.PolicyFunction`.
+        The model's :data:`~hybrid_envs.evaluation.PolicyFunction`, without masks and what ties factors to each other.
 
         :param observation: as the environment gives it, shape ``(batch, d)``
         """
@@ -224,6 +224,7 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "normalize_reward": getattr(model, "normalize_reward", False),
         "net_arch": model.policy.net_arch,
         "linear_path": ", ".join(model.policy.linear_path),
+        "quadratic_path": ", ".join(model.policy.quadratic_path),
     }
     values: dict[str, float | str] = {name: float(getattr(model, name)) for name in numbers}
     values["pathwise_weight"] = float(getattr(model, "pathwise_weight", 0.0))

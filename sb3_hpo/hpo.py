@@ -61,6 +61,10 @@ class HPO(HybridPPO):
     :param n_scenarios: scenarios simulated side by side; a VecEnv has its own number
     :param n_steps: periods per iteration; the environment's horizon unless given. What follows a shorter rollout is judged by
         the value network, with gradients to the last state
+    :param value_beyond_horizon: whether the value network judges, for the regimes, what would follow an episode that stops at
+        its horizon, as in SB3. The last state is learned from in no iteration; with activations that do not saturate its value
+        may feed on itself. ``"bounded"`` lets it be no worse, and no better, than what the rollout has seen, repeated for
+        ever. With False nothing follows, for regimes as for points: of use where all is settled long before the horizon
     :param cross_term: whether the mixed gradient keeps its cross term; without it, it is biased but less noisy; ``"auto"``
         weighs it by the share of signal measured in it, so that it fades out once it is mostly noise
     :param pathwise_weight: weight of the pathwise term against the cross term; the estimator is unbiased at 1
@@ -94,6 +98,7 @@ class HPO(HybridPPO):
         *,
         n_scenarios: int = 64,
         n_steps: int | None = None,
+        value_beyond_horizon: bool | Literal["bounded"] = True,
         cross_term: bool | Literal["auto"] = True,
         pathwise_weight: float = 1.0,
         point_noise: float | str | Schedule = 0.0,
@@ -113,8 +118,9 @@ class HPO(HybridPPO):
         target_kl: float | None = 0.015,
         **ppo_kwargs: Any,
     ):
-        own = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "normalize_reward": normalize_reward}
-        check_arguments(own | {"cross_term": cross_term, "credit": credit})
+        own: dict[str, Any] = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "credit": credit}
+        own |= {"normalize_reward": normalize_reward, "cross_term": cross_term, "value_beyond_horizon": value_beyond_horizon}
+        check_arguments(own)
         if env is not None:
             env = simulated(env, n_scenarios)
             n_scenarios = env.num_envs
@@ -125,6 +131,7 @@ class HPO(HybridPPO):
                 else check_count("batch_size", batch_size, 2)
             )
         self.n_scenarios = n_scenarios
+        self.value_beyond_horizon = value_beyond_horizon
         self.cross_term = cross_term
         self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
         self.pathwise_weight = pathwise_weight
@@ -186,6 +193,11 @@ class HPO(HybridPPO):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self._mixed_gradient_step()
+        if self.counterfactual and self.normalize_advantage:
+            # Each factor in its own unit: else the entropy bonus outweighs what a small one has to gain.
+            advantages = self.rollout_buffer.advantages
+            deviation = advantages.std(axis=(0, 1)) + 1e-8
+            self.rollout_buffer.advantages = (advantages - advantages.mean(axis=(0, 1))) / deviation
         super().train()
         for name, norms in self._gradient_norms.items():
             self.logger.record(f"train/grad_norm/{name}", np.mean(norms))
@@ -300,10 +312,13 @@ class HPO(HybridPPO):
 
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
         scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
-        rollout_buffer.rewards = rollout_buffer.rewards / scale + self.gamma * final_values
+        rollout_buffer.rewards /= scale
+        beyond = self._value_range(rollout_buffer.rewards)
+        rollout_buffer.rewards += self.gamma * final_values.clip(*beyond)
         rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
         if self.counterfactual:
-            rollout_buffer.advantages = rollout_buffer.returns[..., None] - self._baselines(view, decisions, scale)
+            baselines = self._baselines(view, decisions, scale, beyond)
+            rollout_buffer.advantages = rollout_buffer.returns[..., None] - baselines
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
         # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
         # rescaling writes into weights that the graph needs as they were.
@@ -314,19 +329,30 @@ class HPO(HybridPPO):
         callback.on_rollout_end()
         return True
 
-    def _baselines(self, view: LiveView, decisions: list[Decision], scale: float) -> np.ndarray:
+    def _baselines(self, view: LiveView, decisions: list[Decision], scale: float, beyond: tuple[float, float]) -> np.ndarray:
         """
         :param scale: of rewards
+        :param beyond: bounds of values beyond the horizon
         :return: B_f, see :func:`~sb3_hpo.credit.counterfactual_baseline`, shape ``(n_steps, n_envs, m)``
         """
 
         def outcome_value(result: StepResult) -> torch.Tensor:
             following = self.policy.predict_values(view.scaled(result.observation)).flatten()
+            following = torch.where(result.truncated, following.clamp(*beyond), following)
             return view.reward(result) / scale + self.gamma * following.where(~result.terminated, 0.0)
 
         point_of = self.policy.points if self.policy.conditioned else self.policy.factors.choose
         baseline = counterfactual_baseline(view.simulator.env, joined(decisions), point_of, outcome_value)
         return baseline.view(len(decisions), self.n_envs, -1).cpu().numpy()
+
+    def _value_range(self, rewards: np.ndarray) -> tuple[float, float]:
+        """
+        :param rewards: of a rollout, shape ``(n_steps, n_envs)``
+        :return: the bounds of values beyond the horizon
+        """
+        if self.value_beyond_horizon == "bounded":
+            return future_range(rewards, self.gamma)
+        return (-math.inf, math.inf) if self.value_beyond_horizon else (0.0, 0.0)
 
     def _values(self, observations: Any) -> np.ndarray:
         """
@@ -399,3 +425,19 @@ class HPO(HybridPPO):
                 if rate is not None:
                     rates[name] = make_schedule(f"{name}_learning_rate", rate)
         return super().load(path, env, *args, **kwargs, component_learning_rates=rates)
+
+
+def future_range(rewards: np.ndarray, gamma: float) -> tuple[float, float]:
+    """
+    What a rollout says on how bad and how good the future can be: its least and greatest discounted sum of rewards, from any
+    period to its end, the empty sum among them, repeated for ever.
+
+    :param rewards: shape ``(n_steps, n_envs)``
+    :return: lower and upper bound of values, infinite without discount
+    """
+    future, low, high = np.zeros_like(rewards[0]), 0.0, 0.0
+    for reward in rewards[::-1]:
+        future = reward + gamma * future
+        low, high = min(low, float(future.min())), max(high, float(future.max()))
+    once = 1 - gamma ** len(rewards)  # the share of the first n_steps periods in what goes on for ever
+    return (low / once, high / once) if once > 0 else (-math.inf, math.inf)

@@ -16,7 +16,14 @@ from torch.nn import functional as F
 from hybrid_envs.spaces import append_mask, box_bounds, factors_of, feasible_actions, split_hybrid_space, split_mask, unpack
 from sb3_hpo.distributions import Coupling, HybridDistribution, RegimeDistribution, mask_tensor
 
-__all__ = ["Component", "DeterministicPointPolicy", "HybridActorCriticPolicy", "HybridMultiInputPolicy", "Tower"]
+__all__ = [
+    "Component",
+    "DeterministicPointPolicy",
+    "HybridActorCriticPolicy",
+    "HybridMultiInputPolicy",
+    "QuadraticPath",
+    "Tower",
+]
 
 COMPONENTS = ("discrete", "continuous", "value")
 
@@ -61,16 +68,41 @@ class Tower(nn.Module):
         return self.base + self.slope * squashed
 
 
+QUADRATIC_FLOOR = 0.1
+"""Root mean square of the features below which a quadratic path is quadratic, and above which it grows as they do."""
+
+
+class QuadraticPath(nn.Module):
+    """
+    W₂ (W₁ f)² / √(mean f² + floor²): any quadratic form of the features, which layers of units find hard to learn in many
+    dimensions. Far from the origin it grows in proportion to f, so that one state far off does not outweigh all others.
+
+    :param features_dim: d, the length of f; there are 2·d squares
+    :param output_size: length of the output
+    """
+
+    def __init__(self, features_dim: int, output_size: int):
+        super().__init__()
+        self.directions = nn.Linear(features_dim, 2 * features_dim, bias=False)
+        self.output = nn.Linear(2 * features_dim, output_size, bias=False)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        size = (features.square().mean(dim=1, keepdim=True) + QUADRATIC_FLOOR**2).sqrt()
+        return self.output(self.directions(features).square() / size)
+
+
 class Component(nn.Module):
     """
-    One of the three networks: features extractor, hidden layers, output; if asked for, with a linear path beside the hidden
-    layers. The output is standardised: ``mean + std · raw``, with mean 0 and standard deviation 1 until :meth:`rescale`.
+    One of the three networks: features extractor, hidden layers, output; if asked for, with a linear and a quadratic path
+    beside the hidden layers. The output is standardised: ``mean + std · raw``, with mean 0 and standard deviation 1 until
+    :meth:`rescale`.
 
     :param extractor: from the observation to features
     :param output_size: length of the output
     :param hidden: sizes of the hidden layers
     :param activation_fn: between them
     :param linear_path: whether to add a linear function of the features to the output
+    :param quadratic_path: whether to add a :class:`QuadraticPath` to it
     :param further_inputs: how many numbers are appended to the features
     """
 
@@ -81,6 +113,7 @@ class Component(nn.Module):
         hidden: list[int],
         activation_fn: type[nn.Module],
         linear_path: bool,
+        quadratic_path: bool = False,
         further_inputs: int = 0,
     ):
         super().__init__()
@@ -89,6 +122,7 @@ class Component(nn.Module):
         self.hidden = nn.Sequential(*create_mlp(n_inputs, -1, hidden, activation_fn))
         self.output = nn.Linear(hidden[-1] if hidden else n_inputs, output_size)
         self.linear = nn.Linear(n_inputs, output_size, bias=False) if linear_path else None
+        self.quadratic = QuadraticPath(n_inputs, output_size) if quadratic_path else None
         self.mean: torch.Tensor
         self.std: torch.Tensor
         self.register_buffer("mean", torch.tensor(0.0))
@@ -98,12 +132,21 @@ class Component(nn.Module):
         raw = self.output(self.hidden(features))
         if self.linear is not None:
             raw = raw + self.linear(features)
+        if self.quadratic is not None:
+            raw = raw + self.quadratic(features)
         return self.mean + self.std * raw
+
+    def output_layers(self) -> list[nn.Linear]:
+        """
+        :return: the layers whose outputs add up to the raw output; the first has the bias
+        """
+        quadratic = None if self.quadratic is None else self.quadratic.output
+        return [layer for layer in (self.output, self.linear, quadratic) if layer is not None]
 
     @torch.no_grad()
     def rescale(self, mean: float, std: float) -> None:
         """Set the output's mean and standard deviation without changing the function (PopArt, van Hasselt et al. 2016)."""
-        for layer in filter(None, (self.output, self.linear)):
+        for layer in self.output_layers():
             layer.weight.mul_(self.std / std)
         self.output.bias.mul_(self.std / std).add_((self.mean - mean) / std)
         self.mean.fill_(mean)
@@ -136,6 +179,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         128 units unless given
     :param linear_path: the networks that have a linear path from features to output beside their hidden layers; none unless
         given, in HPO's policy the continuous one
+    :param quadratic_path: the networks that have a :class:`QuadraticPath` beside their hidden layers; none unless given. Of
+        use to ``discrete`` and ``value`` where costs are quadratic and the state has many dimensions
     :param log_std_init: initial logarithm of the standard deviation of b
     :param kwargs: SB3's ``ActorCriticPolicy`` arguments
     :raises ValueError: for network names other than these three
@@ -158,6 +203,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         points_see_regime: bool = False,
         net_arch: list[int] | dict[str, list[int]] | None = None,
         linear_path: Sequence[str] | None = None,
+        quadratic_path: Sequence[str] = (),
         log_std_init: float = 0.0,
         **kwargs: Any,
     ):
@@ -176,9 +222,10 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
             raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
         linear_path = self.default_linear_path if linear_path is None else linear_path
-        if not set(linear_path) <= set(COMPONENTS):
-            raise ValueError(f"linear_path must name some of {COMPONENTS}, got {tuple(linear_path)}")
-        self.linear_path = tuple(linear_path)
+        for argument, names in (("linear_path", linear_path), ("quadratic_path", quadratic_path)):
+            if not set(names) <= set(COMPONENTS):
+                raise ValueError(f"{argument} must name some of {COMPONENTS}, got {tuple(names)}")
+        self.linear_path, self.quadratic_path = tuple(linear_path), tuple(quadratic_path)
         # SB3 knows no Tuple: it is shown the Box, and what it builds from that is overridden here.
         super().__init__(observation_space, box, lr_schedule, net_arch=net_arch, log_std_init=log_std_init, **kwargs)
         self.action_space = action_space
@@ -198,12 +245,15 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
                 hidden,
                 self.activation_fn,
                 linear_path=name in self.linear_path,
+                quadratic_path=name in self.quadratic_path,
                 further_inputs=self.factors.total if self.conditioned and name == "continuous" else 0,
             )
             if self.ortho_init:
                 component.apply(partial(self.init_weights, gain=np.sqrt(2)))
-                for layer in filter(None, (component.output, component.linear)):
+                for layer in component.output_layers():
                     self.init_weights(layer, gain=gains[name])
+                if component.quadratic is not None:  # begins as almost nothing, in the value too
+                    self.init_weights(component.quadratic.output, gain=0.01)
             self.components[name] = component
         self.tower = Tower(self.action_bounds, self.action_scale)
         self.coupling = Coupling(self.factors) if self.autoregressive else None
@@ -228,7 +278,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         data = super()._get_constructor_parameters()
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
-        own = ("action_bounds", "action_scale", "observation_scale", "autoregressive", "points_see_regime", "linear_path")
+        networks = ("autoregressive", "points_see_regime", "linear_path", "quadratic_path")
+        own = ("action_bounds", "action_scale", "observation_scale", *networks)
         factors = {"factor_of": self.factors.factor_of, "active_limits": self.factors.active_limits}
         return data | {name: getattr(self, name) for name in own} | factors
 

@@ -30,6 +30,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
         {"n_items": 3, "lead_time": 1, "demand": "poisson", "mean_demand": [2.0, 5.0, 9.0], "underage_cost": 20.0},
     ),
     ("HybridMoving-v0", {"n_agents": 3, "max_acceleration": 2.0, "horizon": 30}),
+    ("HybridSliding-v0", {"n_agents": 2, "max_acceleration": 2.0, "horizon": 30, "regimes": "own"}),
     (
         "HybridPortfolio-v0",
         {"n_assets": 3, "target": [0.5, 0.3, 0.1], "covariance": np.diag([0.01, 0.04, 0.09]), "proportional_cost": 0.05},
@@ -48,6 +49,9 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
         },
     ),
     ("HybridUnitCommitment-v0", {"n_generators": 4, "commitments": "free"}),
+    ("HybridInventory-v0", {"n_items": 3, "minor_fixed_cost": [20.0, 0.0, 50.0]}),
+    ("HybridDualSourcing-v0", {"n_items": 2, "per_item": True, "regular_fixed_cost": [5.0, 0.0]}),
+    ("HybridPortfolio-v0", {"n_assets": 3, "fixed_cost": 1e-4, "fixed_cost_per_asset": [1e-4, 0.0, 3e-4]}),
 ]
 
 
@@ -101,10 +105,8 @@ def draw_action() -> Callable[[HybridEnv, int, torch.Generator], HybridAction]:
 
     def draw(env: HybridEnv, batch_size: int, generator: torch.Generator) -> HybridAction:
         regime = env.factors.draw(batch_size, generator)
-        low, high = (
-            env.factors.choose(torch.tensor(side, dtype=env.dtype).expand(batch_size, -1, -1), regime)
-            for side in np.moveaxis(env.action_bounds, -1, 0)
-        )
+        low, high = map(torch.from_numpy, env.factors.bounds_of(regime.numpy(), env.action_bounds.astype(float)))
+        low, high = low.to(env.dtype), high.to(env.dtype)
         reach = torch.tensor(env.action_scale, dtype=env.dtype)
         low_end = torch.where(low.isfinite(), low, torch.where(high.isfinite(), high - reach, -reach))
         high_end = torch.where(high.isfinite(), high, torch.where(low.isfinite(), low + reach, reach))

@@ -34,6 +34,7 @@ CONTEXT = {
     "checkpoints.md": SHORT,
     "deploy.md": SHORT,
     "tensorboard.md": SHORT + "import numpy as np\n" + snippets()[0],
+    "factors.md": "",
     "piecewise.md": "",
     "references.md": "",
 }

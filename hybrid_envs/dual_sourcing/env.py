@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.checks import check_array, check_count, check_switch
 from hybrid_envs.core import Frame
 from hybrid_envs.demand import read_demand
 from hybrid_envs.rendering import draw_episode
@@ -21,15 +21,21 @@ REGIMES = {1: "regular", 2: "expedited", 3: "both"}
 
 @dataclass(frozen=True)
 class DualSourcingParams:
-    """The numbers of one instance; arrays have shape ``(n_items,)``."""
+    """The numbers of one instance; arrays have shape ``(n_items,)``, and fixed costs are arrays if each item has its own."""
 
     mean_demand: np.ndarray
     holding_cost: np.ndarray
     underage_cost: np.ndarray
     premium: np.ndarray
-    regular_fixed_cost: float
-    expedited_fixed_cost: float
+    regular_fixed_cost: float | np.ndarray
+    expedited_fixed_cost: float | np.ndarray
     lead_time: int
+
+    @property
+    def item_fixed_costs(self) -> np.ndarray:
+        """Fixed costs of the regular and of the expedited source, those that items share equally split, ``(2, n_items)``."""
+        shares = [c if np.ndim(c) else c / len(self.mean_demand) for c in (self.regular_fixed_cost, self.expedited_fixed_cost)]
+        return np.stack([np.broadcast_to(share, self.mean_demand.shape) for share in shares])
 
 
 def lot_sizes(params: DualSourcingParams) -> np.ndarray:
@@ -39,9 +45,8 @@ def lot_sizes(params: DualSourcingParams) -> np.ndarray:
 
     :return: shape ``(2 * n_items,)``, regular orders first
     """
-    share = np.array([[params.regular_fixed_cost], [params.expedited_fixed_cost]]) / len(params.mean_demand)
     holding_cost = np.maximum(params.holding_cost, 1e-3 * np.maximum(params.underage_cost, 1e-6))  # storage may be free
-    quantity = np.sqrt(2 * share * params.mean_demand / holding_cost)
+    quantity = np.sqrt(2 * params.item_fixed_costs * params.mean_demand / holding_cost)
     return np.clip(quantity, 2 * params.mean_demand, 100 * params.mean_demand).ravel()
 
 
@@ -56,6 +61,9 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
     ``Tuple(Discrete(4), Box(0, inf, (2 * n_items,)))``: regime 0 orders nothing, 1 from the regular source, 2 from the
     expedited one, 3 from both. b holds the regular quantities of all items, then the expedited ones; quantities of a source
     that the regime does not use are ignored.
+
+    With ``per_item`` every item has its own such regime: ``Tuple(MultiDiscrete([4] * n_items), Box)`` of the same Box; both
+    quantities of item i answer to factor i.
 
     ## Observation Space
     ``Box(-inf, inf, (n_items * lead_time,))``: stock on hand, then the regular orders on their way, the next to arrive
@@ -72,8 +80,9 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
 
     ## Rewards
     Minus the period's cost, Σ_i [h_i (I_i + e_i - D_i)^+ + u_i (D_i - I_i - e_i)^+ + c_i e_i] plus K_r if the regular source
-    is used plus K_e if the expedited one is. Units from the regular source cost nothing: with backlog every unit is bought in
-    the end, so only the difference of the prices matters. Results are quoted by :meth:`figure_of_merit`: mean cost per item
+    is used plus K_e if the expedited one is; with ``per_item`` for each item that uses it, so that nothing ties the items
+    together: the optimum is that of each alone. Units from the regular source cost nothing: with backlog every unit is bought
+    in the end, so only the difference of the prices matters. Results are quoted by :meth:`figure_of_merit`: mean cost per item
     and period, the first 16 periods left out.
 
     ## Starting State
@@ -96,8 +105,10 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
     :param holding_cost: h per unit and period, scalar or ``(n_items,)``
     :param underage_cost: u per unit short and period, scalar or ``(n_items,)``
     :param premium: c, what the expedited source charges per unit beyond the regular one, scalar or ``(n_items,)``
-    :param regular_fixed_cost: K_r per period of use; 5 per item unless given
-    :param expedited_fixed_cost: K_e per period of use; 10 per item unless given
+    :param regular_fixed_cost: K_r per period of use; 5 per item unless given; with ``per_item`` that of each item, scalar or
+        ``(n_items,)``, 5 unless given
+    :param expedited_fixed_cost: K_e, likewise, 10 per item
+    :param per_item: whether each item chooses its sources by itself
     :param lead_time: of the regular source, in periods, at least 1
     :param horizon: T, periods of an episode
     :param demand: ``"uniform"`` on the integers 0 to 2μ, ``"poisson"``, ``"normal"`` (truncated at 0), an array of scenarios
@@ -124,8 +135,9 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
         holding_cost: float | np.ndarray = 5.0,
         underage_cost: float | np.ndarray = 495.0,
         premium: float | np.ndarray = 20.0,
-        regular_fixed_cost: float | None = None,
-        expedited_fixed_cost: float | None = None,
+        regular_fixed_cost: float | np.ndarray | None = None,
+        expedited_fixed_cost: float | np.ndarray | None = None,
+        per_item: bool = False,
         lead_time: int = 2,
         horizon: int = 100,
         demand: str | Path | np.ndarray = "uniform",
@@ -143,17 +155,22 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
             default_items=1,
             default_mean=lambda n: np.full(n, 2.0),
         )
-        n_items = len(read.mean)
-        regular = REGULAR_FIXED_COST_PER_ITEM * n_items if regular_fixed_cost is None else regular_fixed_cost
-        expedited = EXPEDITED_FIXED_COST_PER_ITEM * n_items if expedited_fixed_cost is None else expedited_fixed_cost
-        shape = (n_items,)
+        n_items, shape = len(read.mean), (len(read.mean),)
+        self.per_item = check_switch("per_item", per_item)
+        shared_by = 1 if per_item else n_items
+        regular = REGULAR_FIXED_COST_PER_ITEM * shared_by if regular_fixed_cost is None else regular_fixed_cost
+        expedited = EXPEDITED_FIXED_COST_PER_ITEM * shared_by if expedited_fixed_cost is None else expedited_fixed_cost
+        fixed_costs = [
+            check_array(name, cost, shape if per_item else (), at_least=0.0)
+            for name, cost in (("regular_fixed_cost", regular), ("expedited_fixed_cost", expedited))
+        ]
         self.params = params = DualSourcingParams(
             mean_demand=read.mean,
             holding_cost=check_array("holding_cost", holding_cost, shape, at_least=0.0),
             underage_cost=check_array("underage_cost", underage_cost, shape, at_least=0.0),
             premium=check_array("premium", premium, shape, at_least=0.0),
-            regular_fixed_cost=float(check_array("regular_fixed_cost", regular, (), at_least=0.0)),
-            expedited_fixed_cost=float(check_array("expedited_fixed_cost", expedited, (), at_least=0.0)),
+            regular_fixed_cost=fixed_costs[0] if per_item else float(fixed_costs[0]),
+            expedited_fixed_cost=fixed_costs[1] if per_item else float(fixed_costs[1]),
             lead_time=lead_time,
         )
         halves = 2 * params.mean_demand % 1
@@ -169,13 +186,15 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
             params.underage_cost,
             lead_time,
             action_bounds=np.array([closed + closed, open_ + closed, closed + open_, open_ + open_]),
+            factor_sizes=[4] * n_items if per_item else None,
+            factor_of=np.tile(np.arange(n_items), 2) if per_item else None,
             observation_size=n_items * lead_time,
             horizon=horizon,
             action_scale=lot_sizes(params),
             render_mode=render_mode,
         )
         self.premium = torch.tensor(params.premium, dtype=self.dtype)
-        self.fixed_costs = torch.tensor([params.regular_fixed_cost, params.expedited_fixed_cost], dtype=self.dtype)
+        self.fixed_costs = torch.tensor(np.stack(fixed_costs), dtype=self.dtype).view(2, -1)
 
     def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
         regular, expedited = self._ordered(action)
@@ -184,7 +203,8 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
     def reward(self, state: StockState, action: HybridAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
         _, expedited = self._ordered(action)
         running = self.running_cost(state.stock[:, 0] + expedited - noise)
-        return -(running + expedited @ self.premium + self._used(action).to(self.dtype) @ self.fixed_costs)
+        fixed = (self._used(action) * self.fixed_costs).flatten(1).sum(dim=1)
+        return -(running + expedited @ self.premium + fixed)
 
     def observation(self, state: StockState) -> torch.Tensor:
         return (state.stock / self.mean_demand).flatten(1)
@@ -192,13 +212,19 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Stock on hand per item, and the cost of each period with the sources used."""
         on_hand = np.array([frame.state.stock[0, 0].cpu().numpy() for frame in frames])
+        if self.per_item:  # the sources that any item uses
+            frames = [f if f.regime is None else f._replace(regime=int(np.bitwise_or.reduce(f.regime))) for f in frames]
         return draw_episode(frames, on_hand, "stock on hand", REGIMES, self.horizon)
 
     def _used(self, action: HybridAction) -> torch.Tensor:
-        """Whether the regular and the expedited source are used: the two bits of the regime, shape ``(batch, 2)``."""
-        return torch.stack([action.regime % 2, action.regime // 2], dim=1)
+        """
+        Whether the regular and the expedited source are used: the two bits of the regime, shape ``(batch, 2, 1)``, with a
+        regime for each item ``(batch, 2, n_items)``.
+        """
+        regimes = self.factors.columns(action.regime)
+        return torch.stack([regimes % 2, regimes // 2], dim=1)
 
     def _ordered(self, action: HybridAction) -> tuple[torch.Tensor, torch.Tensor]:
         """What is ordered from the regular and from the expedited source, each of shape ``(batch, n_items)``."""
-        regular, expedited = (action.point.unflatten(1, (2, -1)) * self._used(action).unsqueeze(2)).unbind(1)
+        regular, expedited = (action.point.unflatten(1, (2, -1)) * self._used(action)).unbind(1)
         return regular, expedited

@@ -1,7 +1,7 @@
 """Dual sourcing: the optimum of one item by dynamic programming, and the capped dual index policy for everything else."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,6 +141,15 @@ class DualSourcingTable:
     regular: np.ndarray
     """What is ordered from the regular source."""
 
+    def orders(self, stock: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """
+        :param stock: on hand and on order, whole units, shape ``(batch, lead_time)``
+        :return: what to order from the regular and from the expedited source, each of shape ``(batch,)``
+        """
+        state = (stock - np.eye(1, self.problem.lead_time, dtype=np.int64) * self.lowest).T
+        known = tuple(np.clip(index, 0, size - 1) for index, size in zip(state, self.regular.shape, strict=True))
+        return self.regular[known], np.maximum(self.stock_after[known] - stock[:, 0], 0)
+
     def reached(self) -> Grid:
         """
         :return: extremes of what the policy reaches from empty shelves: least stock before demand, most stock, largest order
@@ -170,33 +179,41 @@ class DualSourcingTable:
 
 class DualSourcingOptimum(ReferencePolicy):
     """
-    The optimum of one item in the long run, over all policies and all orders, fractional ones included; see
-    ``DualSourcingProblem``. ``cost`` is exact under uniform demand, and under Poisson demand whose tail of probability
-    1e-12 is cut off.
+    The optimum in the long run of one item, or of several each of which chooses its sources by itself, over all policies and
+    all orders, fractional ones included; see ``DualSourcingProblem``. ``cost`` is exact under uniform demand, and under
+    Poisson demand whose tail of probability 1e-12 is cut off.
 
     :param env: the problem
-    :raises ValueError: for several items, for demand that is not uniform or Poisson, for costs h or u of 0, and where the
-        states are too many
+    :raises ValueError: for several items that share a choice, for demand that is not uniform or Poisson, for costs h or u of
+        0, and where the states are too many
     """
 
     def __init__(self, env: HybridDualSourcingEnv):
-        self.mean_demand, self.lead_time = env.params.mean_demand, env.params.lead_time
-        self.table = single_item(env).solve()
-        self.cost = self.table.cost
+        self.mean_demand, self.lead_time, self.per_item = env.params.mean_demand, env.params.lead_time, env.per_item
+        solved: dict[Any, DualSourcingTable] = {}  # items that are alike share one
+        self.tables = []
+        for item in range(env.n_items):
+            problem = single_item(env, item)
+            demand, *numbers = astuple(problem)
+            key = (demand.tobytes(), *numbers)
+            if key not in solved:
+                solved[key] = problem.solve()
+            self.tables.append(solved[key])
+        self.cost = sum(table.cost for table in self.tables) / env.n_items
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        stock = np.rint(observation.astype(np.float64) * self.mean_demand).astype(np.int64)
-        state = (stock - np.eye(1, self.lead_time, dtype=np.int64) * self.table.lowest).T
-        known = tuple(np.clip(index, 0, size - 1) for index, size in zip(state, self.table.regular.shape, strict=True))
-        expedited = np.maximum(self.table.stock_after[known] - stock[:, 0], 0)
-        regular = self.table.regular[known]
-        return (regular > 0) + 2 * (expedited > 0), np.column_stack([regular, expedited]).astype(np.float64)
+        scaled = observation.astype(np.float64).reshape(-1, self.lead_time, len(self.mean_demand))
+        stock = np.rint(scaled * self.mean_demand).astype(np.int64)
+        orders = [table.orders(stock[..., item]) for item, table in enumerate(self.tables)]
+        regular, expedited = (np.stack(of_source, axis=1) for of_source in zip(*orders, strict=True))
+        regimes = (regular > 0) + 2 * (expedited > 0)
+        return regimes if self.per_item else regimes[:, 0], np.column_stack([regular, expedited]).astype(np.float64)
 
 
 class Levels(NamedTuple):
     """
     The parameters of a capped dual index policy: levels and caps of shape ``(..., n_items)``, least orders, which are sums
-    over the items, of shape ``(..., 1)``.
+    over the items, of shape ``(..., 1)``, or of each item, where it chooses by itself, ``(..., n_items)``.
     """
 
     expedited_level: np.ndarray
@@ -211,7 +228,7 @@ class CappedDualIndex(ReferencePolicy):
     The capped dual index policy (Sun and Van Mieghem 2019), made to share fixed costs. Stock on hand is expedited up to
     ``expedited_level``. Then the inventory position (on hand and on order, with what was just expedited) is raised from the
     regular source up to ``regular_level``, by at most ``cap``. Each source is used once what is due from it adds up to its
-    least order over the items.
+    least order over the items, or for each item by itself, if it chooses by itself.
 
     :param env: the problem
     :param levels: the parameters; scalars are spread over the items
@@ -219,20 +236,21 @@ class CappedDualIndex(ReferencePolicy):
     """
 
     def __init__(self, env: HybridDualSourcingEnv, levels: Levels):
-        self.mean_demand, self.lead_time = env.params.mean_demand, env.params.lead_time
+        self.mean_demand, self.lead_time, self.per_item = env.params.mean_demand, env.params.lead_time, env.per_item
         shape = (env.n_items,)
+        choices = shape if env.per_item else (1,)
         self.levels = Levels(
             check_array("expedited_level", levels.expedited_level, shape),
-            check_array("least_expedited", levels.least_expedited, (1,), at_least=0.0),
+            check_array("least_expedited", levels.least_expedited, choices, at_least=0.0),
             check_array("regular_level", levels.regular_level, shape),
             check_array("cap", levels.cap, shape, at_least=0.0),
-            check_array("least_regular", levels.least_regular, (1,), at_least=0.0),
+            check_array("least_regular", levels.least_regular, choices, at_least=0.0),
         )
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scaled = observation.astype(np.float64).reshape(-1, self.lead_time, len(self.mean_demand))
         stock = np.round(scaled * self.mean_demand, 3)  # integer stock is exactly integer again
-        return capped_orders(stock, self.levels)
+        return capped_orders(stock, self.levels, self.per_item)
 
     @classmethod
     def best(cls, env: HybridDualSourcingEnv, seed: int = 0) -> "CappedDualIndex":
@@ -246,7 +264,7 @@ class CappedDualIndex(ReferencePolicy):
 
         def rules(shares: np.ndarray) -> Rule:
             levels = family.levels(shares)
-            return lambda state: capped_orders(state.stock.double().cpu().numpy(), levels)
+            return lambda state: capped_orders(state.stock.double().cpu().numpy(), levels, env.per_item)
 
         best = search(env, rules, 5, max(SEARCH_ROWS // env.n_items, 16), iterations=24, seed=seed)
         policy = cls(env, Levels(*(level[0] for level in family.levels(best[None]))))
@@ -286,51 +304,59 @@ def best_dual_sourcing(env: HybridDualSourcingEnv) -> ReferencePolicy:
         return CappedDualIndex.best(env)
 
 
-def single_item(env: HybridDualSourcingEnv) -> DualSourcingProblem:
+def single_item(env: HybridDualSourcingEnv, item: int = 0) -> DualSourcingProblem:
     """
     :param env: the problem
+    :param item: one of its items
     :return: the same for dynamic programming
-    :raises ValueError: if it has several items, demand that is not uniform or Poisson, or costs h or u of 0
+    :raises ValueError: if several items share a choice, for demand that is not uniform or Poisson, for costs h or u of 0
     """
-    params, mean = env.params, float(env.params.mean_demand[0])
-    if env.n_items != 1:
+    params, mean = env.params, float(env.params.mean_demand[item])
+    if env.n_items != 1 and not env.per_item:
         raise ValueError(f"DualSourcingOptimum: n_items = {env.n_items}; it replenishes one item")
     if env.demand not in ("uniform", "poisson"):
         raise ValueError(f"DualSourcingOptimum: demand = {env.demand!r}; it is for demand 'uniform' or 'poisson' only")
-    for name, cost in (("holding_cost", params.holding_cost[0]), ("underage_cost", params.underage_cost[0])):
+    for name, cost in (("holding_cost", params.holding_cost[item]), ("underage_cost", params.underage_cost[item])):
         if cost <= 0:
             raise ValueError(f"DualSourcingOptimum: {name} = {cost} must be > 0")
     if env.demand == "uniform":
         demand = np.ones(round(2 * mean) + 1)
     else:
         demand = poisson.pmf(np.arange(poisson.isf(TAIL, mean) + 1), mean)
+    regular, expedited = params.item_fixed_costs[:, item].tolist()
     return DualSourcingProblem(
         demand / demand.sum(),
-        float(params.holding_cost[0]),
-        float(params.underage_cost[0]),
-        float(params.premium[0]),
-        params.regular_fixed_cost,
-        params.expedited_fixed_cost,
+        float(params.holding_cost[item]),
+        float(params.underage_cost[item]),
+        float(params.premium[item]),
+        regular,
+        expedited,
         params.lead_time,
     )
 
 
-def capped_orders(stock: np.ndarray, levels: Levels) -> tuple[np.ndarray, np.ndarray]:
+def capped_orders(stock: np.ndarray, levels: Levels, per_item: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """
     :param stock: on hand and on order, shape ``(batch, lead_time, n_items)``
     :param levels: shared by the batch, or one set for each row
-    :return: regimes, shape ``(batch,)``, and points, shape ``(batch, 2 * n_items)``
+    :param per_item: whether each item chooses its sources by itself
+    :return: regimes, shape ``(batch,)`` or ``(batch, n_items)``, and points, shape ``(batch, 2 * n_items)``
     """
-    expedited = _once_due(np.maximum(levels.expedited_level - stock[:, 0], 0.0), levels.least_expedited)
+    expedited = _once_due(np.maximum(levels.expedited_level - stock[:, 0], 0.0), levels.least_expedited, per_item)
     lacking = levels.regular_level - stock.sum(axis=1) - expedited
-    regular = _once_due(np.clip(lacking, 0.0, levels.cap), levels.least_regular)
+    regular = _once_due(np.clip(lacking, 0.0, levels.cap), levels.least_regular, per_item)
+    if per_item:
+        return (regular > 0) + 2 * (expedited > 0), np.concatenate([regular, expedited], axis=1)
     regimes = np.any(regular, axis=1).astype(np.int64) + 2 * np.any(expedited, axis=1)
     return regimes, np.concatenate([regular, expedited], axis=1)
 
 
-def _once_due(quantities: np.ndarray, least: np.ndarray) -> np.ndarray:
-    """The quantities, shape ``(batch, n_items)``, in rows where they add up to ``least`` at least; elsewhere 0."""
-    return quantities * np.greater_equal(quantities.sum(axis=1, keepdims=True), least)
+def _once_due(quantities: np.ndarray, least: np.ndarray, per_item: bool) -> np.ndarray:
+    """
+    The quantities, shape ``(batch, n_items)``, in rows where they add up to ``least`` at least, or where each by itself
+    reaches it; elsewhere 0.
+    """
+    return quantities * np.greater_equal(quantities if per_item else quantities.sum(axis=1, keepdims=True), least)
 
 
 class _Family:
@@ -347,7 +373,8 @@ class _Family:
         self.expedited = mean - REACH * std, reach
         self.regular = periods * mean - REACH * math.sqrt(periods) * std, math.sqrt(periods) * reach + regular_lot
         self.cap = regular_lot + 2 * std
-        self.least_expedited = (expedited_lot + mean + 2 * std).sum(keepdims=True)
+        least = expedited_lot + mean + 2 * std
+        self.per_item, self.least_expedited = env.per_item, least if env.per_item else least.sum(keepdims=True)
         self.whole = env.demand in ("uniform", "poisson")
 
     def levels(self, shares: np.ndarray) -> Levels:
@@ -360,7 +387,8 @@ class _Family:
         regular_level, cap = self.regular[0] + r * self.regular[1], c * self.cap
         if self.whole:
             expedited_level, regular_level, cap = map(np.rint, (expedited_level, regular_level, cap))
-        return Levels(expedited_level, u * self.least_expedited, regular_level, cap, v * cap.sum(axis=1, keepdims=True))
+        largest = cap if self.per_item else cap.sum(axis=1, keepdims=True)
+        return Levels(expedited_level, u * self.least_expedited, regular_level, cap, v * largest)
 
 
 def _deviation(env: HybridDualSourcingEnv) -> np.ndarray:

@@ -26,16 +26,23 @@ class InventoryParams:
     fixed_cost: float
     lead_time: int
     lost_sales: bool
+    minor_fixed_cost: np.ndarray | None
+    """``None`` where an order is for all items or none."""
+
+    @property
+    def item_fixed_cost(self) -> np.ndarray:
+        """What an item adds to the fixed cost of an order, 0 where the order is for all or none; shape ``(n_items,)``."""
+        return np.zeros_like(self.mean_demand) if self.minor_fixed_cost is None else self.minor_fixed_cost
 
 
 def lot_size(params: InventoryParams) -> np.ndarray:
     """
-    Wilson's economic order quantity √(2 K_i μ_i / h_i) with K shared equally, and at least one period's demand: the magnitude
-    of a sensible order.
+    Wilson's economic order quantity √(2 K_i μ_i / h_i) with K shared equally and the item's own cost added, and at least one
+    period's demand: the magnitude of a sensible order.
 
     :return: shape ``(n_items,)``
     """
-    share = params.fixed_cost / len(params.mean_demand)
+    share = params.fixed_cost / len(params.mean_demand) + params.item_fixed_cost
     holding_cost = np.maximum(params.holding_cost, 1e-3 * params.underage_cost)  # free storage has no economic lot size
     quantity = np.sqrt(2 * share * params.mean_demand / np.maximum(holding_cost, 1e-9))
     return np.clip(quantity, params.mean_demand, 100 * params.mean_demand)
@@ -63,13 +70,19 @@ class HybridInventoryEnv(ReplenishmentEnv):
     ``Tuple(Discrete(2), Box(0, inf, (n_items,)))``: regime 0 orders nothing (b is ignored), regime 1 orders b_i units of
     item i.
 
+    With ``minor_fixed_cost`` every item on an order has a cost of its own, and the regime says which items are on it:
+    ``Tuple(MultiDiscrete([2] * (n_items + 1)), Box(0, inf, (n_items,)))``. The first factor z is whether to order at all,
+    factor i + 1 is y_i, whether item i is on the order, if there is one; b_i answers to it. The first factor alone would not
+    be needed, since an order without items is none. It is what coordinates them: items whose factors are drawn
+    independently of each other could hardly find a common period, as one that waits for the others would wait in vain.
+
     ## Observation Space
     ``Box(-inf, inf, (n_items * lead_time + 3 * n_items,))``: on-hand and pipeline stock divided by the item's mean demand,
     then underage costs u, holding costs h and mean demands μ. It holds no clock.
 
     ## Dynamics
-    The order q = b·1{x = 1} is placed before the period's demand D is seen and is on hand ``lead_time`` periods later.
-    Demand is met from the stock on hand I; unmet demand is backlogged, or lost if ``lost_sales``:
+    The order q = b·1{x = 1} (q_i = b_i z y_i with minor costs) is placed before the period's demand D is seen and is on hand
+    ``lead_time`` periods later. Demand is met from the stock on hand I; unmet demand is backlogged, or lost if ``lost_sales``:
 
         I' = I - D + arrivals        (backlog)
         I' = max(I - D, 0) + arrivals    (lost sales)
@@ -77,8 +90,9 @@ class HybridInventoryEnv(ReplenishmentEnv):
     where the arrivals are what was ordered ``lead_time - 1`` periods ago (this period's order if ``lead_time`` is 1).
 
     ## Rewards
-    Minus the period's cost, Σ_i [h_i (I_i - D_i)^+ + u_i (D_i - I_i)^+] + K·1{x = 1}. Results are quoted by
-    :meth:`figure_of_merit`: mean cost per item and period, the first 16 periods left out.
+    Minus the period's cost, Σ_i [h_i (I_i - D_i)^+ + u_i (D_i - I_i)^+] + K·1{x = 1}. With minor costs K is paid if any item
+    is on the order, and k_i for each that is, however much of it is ordered: z (K max_i y_i + Σ_i k_i y_i). Results are quoted
+    by :meth:`figure_of_merit`: mean cost per item and period, the first 16 periods left out.
 
     ## Starting State
     Nothing on hand, nothing on order.
@@ -96,6 +110,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
     :param holding_cost: h per unit and period, scalar or ``(n_items,)``; the reference instance's unless given
     :param underage_cost: u per unit short and period, scalar or ``(n_items,)``; the reference instance's unless given
     :param fixed_cost: K per order; 64 per item unless given
+    :param minor_fixed_cost: k, what each item on an order costs beside K, scalar or ``(n_items,)``, at least 0; unless given
+        an order is for all items or none, and costs K
     :param lead_time: periods from order to availability, at least 1
     :param horizon: T, periods of an episode
     :param lost_sales: whether unmet demand is lost instead of backlogged
@@ -107,6 +123,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
 
     ## References
     Problem and reference instance: Alvo, Russo, Kanoria (2026), arXiv 2605.14297, joint replenishment problem.
+    Minor costs: Silver, "A control system for coordinated inventory replenishment", International Journal of Production
+    Research 12, 1974.
 
     ## Version History
     v0: initial version
@@ -120,6 +138,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
         holding_cost: float | np.ndarray | None = None,
         underage_cost: float | np.ndarray | None = None,
         fixed_cost: float | None = None,
+        minor_fixed_cost: float | np.ndarray | None = None,
         lead_time: int = 2,
         horizon: int = 100,
         lost_sales: bool = False,
@@ -152,29 +171,39 @@ class HybridInventoryEnv(ReplenishmentEnv):
             fixed_cost=float(check_array("fixed_cost", fixed_cost, (), at_least=0.0)),
             lead_time=lead_time,
             lost_sales=check_switch("lost_sales", lost_sales),
+            minor_fixed_cost=(
+                None
+                if minor_fixed_cost is None
+                else check_array("minor_fixed_cost", minor_fixed_cost, (n_items,), at_least=0.0)
+            ),
         )
+        self.itemised = minor_fixed_cost is not None
         super().__init__(
             read,
             self.params.holding_cost,
             self.params.underage_cost,
             lead_time,
             action_bounds=np.array([[[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items]),  # no order, order
+            factor_sizes=[2] * (n_items + 1) if self.itemised else None,
+            factor_of=np.arange(1, n_items + 1) if self.itemised else None,
             observation_size=n_items * (lead_time + 3),
             horizon=horizon,
             action_scale=lot_size(self.params),
             observation_scale=observation_scale(self.params),
             render_mode=render_mode,
         )
+        self.item_fixed_cost = torch.tensor(self.params.item_fixed_cost, dtype=self.dtype)
 
     def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
         remaining = state.stock[:, 0] - noise
         if self.params.lost_sales:
             remaining = remaining.clamp(min=0)
-        ordered = action.point * action.regime.unsqueeze(-1)  # regime 1 orders, regime 0 does not
-        return self.replenished(state, remaining, ordered)
+        return self.replenished(state, remaining, action.point * self._on_order(action))
 
     def reward(self, state: StockState, action: HybridAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
-        return -(self.running_cost(state.stock[:, 0] - noise) + self.params.fixed_cost * action.regime)
+        on_order = self._on_order(action)
+        cost = self.running_cost(state.stock[:, 0] - noise) + self.params.fixed_cost * on_order.amax(dim=1)
+        return -(cost + on_order.to(self.dtype) @ self.item_fixed_cost) if self.itemised else -cost
 
     def observation(self, state: StockState) -> torch.Tensor:
         constants = torch.cat([self.underage_cost, self.holding_cost, self.mean_demand])
@@ -184,4 +213,16 @@ class HybridInventoryEnv(ReplenishmentEnv):
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Inventory position per item, and the cost of each period with the orders marked."""
         positions = np.array([frame.state.stock[0].sum(dim=0).cpu().numpy() for frame in frames])
+        if self.itemised:
+            frames = [f if f.regime is None else f._replace(regime=_any_ordered(f.regime)) for f in frames]
         return draw_episode(frames, positions, "inventory position", {1: "order"}, self.horizon)
+
+    def _on_order(self, action: HybridAction) -> torch.Tensor:
+        """Which items are ordered, 0 or 1, shape ``(batch, 1)`` where it is all of them or none, else ``(batch, n_items)``."""
+        return action.regime[:, :1] * action.regime[:, 1:] if self.itemised else action.regime.unsqueeze(-1)
+
+
+def _any_ordered(regime: int | np.ndarray) -> int:
+    """Whether any item is on the order, 0 or 1; regime with one factor an item."""
+    together, *items = np.asarray(regime).tolist()
+    return int(together and any(items))

@@ -24,7 +24,8 @@ def replenishment_figure(env: HybridInventoryEnv, policy: PolicyFunction) -> "Fi
     The probability of ordering, and the level up to which is ordered, against inventory position: for an (s, S) policy a step
     at s, and a horizontal line at S. The lines are of states with the same number of periods' demand of every item on hand,
     and nothing on order; the dots are the orders of one episode from a fixed start, one for each item. Training sees few
-    states that are far from the dots, and what a policy would do there says little.
+    states that are far from the dots, and what a policy would do there says little. With minor costs the probability is that
+    of the first factor, and the level counts the items that are then likely to be on the order.
 
     :param env: the problem
     :param policy: the policy as a function of observations
@@ -37,14 +38,15 @@ def replenishment_figure(env: HybridInventoryEnv, policy: PolicyFunction) -> "Fi
     stock[:, 0] = torch.as_tensor(position, dtype=env.dtype, device=env.device)[:, None] * env.mean_demand
     period = torch.zeros(POSITIONS, dtype=torch.int64, device=env.device)
     probabilities, points = policy(to_numpy(env.observation(StockState(stock, period))))
-    order = probabilities[:, 1]
-    level = position + (points[:, 1] / params.mean_demand).mean(axis=1)
+    order, joins = _likely_orders(env, probabilities)
+    level = position + (joins * points[:, 1] / params.mean_demand).mean(axis=1)
 
     observations, choices = greedy_episode(env, policy)
-    ordered = choices.probabilities.argmax(axis=1) == 1
+    probability, joined = _likely_orders(env, choices.probabilities)
+    ordered = probability > 0.5
     pipeline = observations[ordered, : params.lead_time * env.n_items]  # in periods, too
     ordered_at = pipeline.reshape(-1, params.lead_time, env.n_items).sum(axis=1)
-    ordered_to = ordered_at + choices.points[ordered, 1] / params.mean_demand
+    ordered_to = np.where(joined[ordered], ordered_at + choices.points[ordered, 1] / params.mean_demand, np.nan)
 
     unit, unit_name = (params.mean_demand[0], "units") if env.n_items == 1 else (1.0, "periods of mean demand")
     position, level, ordered_at, ordered_to = (unit * values for values in (position, level, ordered_at, ordered_to))
@@ -74,6 +76,13 @@ def replenishment_figure(env: HybridInventoryEnv, policy: PolicyFunction) -> "Fi
     for axes in (upper, lower):
         axes.grid(alpha=0.25)
     return figure
+
+
+def _likely_orders(env: HybridInventoryEnv, probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The probability of ordering, shape ``(batch,)``, and which items are then likely on it, ``(batch, n_items)``."""
+    if env.itemised:
+        return probabilities[:, 0, 1], probabilities[:, 1:, 1] > 0.5
+    return probabilities[:, 1], np.ones((len(probabilities), env.n_items), dtype=bool)
 
 
 def _optimal_policy(env: HybridInventoryEnv) -> SingleItemSS | None:

@@ -1,91 +1,84 @@
 """Joint replenishment: classical policies, the best of them, and a proven lower bound."""
 
-import math
-from abc import abstractmethod
-from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import torch
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
+from hybrid_envs.inventory.cycles import Cycles, minimise
 from hybrid_envs.inventory.env import HybridInventoryEnv
+from hybrid_envs.inventory.item_orders import PeriodicSS, PerItemSS
+from hybrid_envs.inventory.order_up_to import OrderUpTo, require
 from hybrid_envs.inventory.single_item import single_items
+from hybrid_envs.replenishment import StockState
+from hybrid_envs.search import Rule, search
 
-SIMULATED_CYCLES = 2**16  # over all items
 SPLIT_STEPS = 64  # of the fixed cost, per item, in the lower bound
-
-
-class OrderUpTo(ReferencePolicy):
-    """
-    Whenever an order is due, raise the inventory position (on hand and on order, less backlog) of every item to its level.
-
-    :param env: the problem
-    :param order_up_to: levels S_i, scalar or shape ``(n_items,)``
-    :raises ValueError: naming the argument, if its value is not allowed
-    """
-
-    def __init__(self, env: HybridInventoryEnv, order_up_to: float | np.ndarray):
-        self.mean_demand = env.params.mean_demand
-        self.lead_time = env.params.lead_time
-        self.order_up_to = check_array("order_up_to", order_up_to, (env.n_items,))
-
-    @abstractmethod
-    def due(self, position: np.ndarray, period: np.ndarray) -> np.ndarray:
-        """
-        :param position: inventory positions, shape ``(batch, n_items)``
-        :param period: shape ``(batch,)``
-        :return: whether to order now, bool, shape ``(batch,)``
-        """
-
-    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        position = self.inventory_position(observation)
-        due = self.due(position, period)
-        return due.astype(np.int64), np.maximum(self.order_up_to - position, 0.0) * due[:, None]
-
-    def inventory_position(self, observation: np.ndarray) -> np.ndarray:
-        """
-        :param observation: of the environment, shape ``(batch, d)``
-        :return: shape ``(batch, n_items)``, to three decimals, so that integer stock is exactly integer again
-        """
-        n_items = len(self.mean_demand)
-        scaled = observation[:, : self.lead_time * n_items].astype(np.float64).reshape(-1, self.lead_time, n_items)
-        return np.round(scaled.sum(axis=1) * self.mean_demand, 3)
+SEARCH_ROWS, SEARCH_ITERATIONS = 2**8, 24  # of can-order levels: scenarios behind each candidate, times items
+TEST_SCENARIOS = 2**10
+LEVEL_REACH = 2.0  # standard deviations by which S may differ from the periodic policy's
+SAFETY_REACH = 3.0
+LOT_REACH = 2.0
 
 
 class PeriodicReview(OrderUpTo):
     """
-    The (R, S) policy: in periods 0, R, 2R, ... order up to S.
+    The (R, S) policy with multiples: order in periods 0, R, 2R, ..., item i on every m_i-th of these orders, up to S_i.
 
     :param env: the problem
     :param review_period: R
     :param order_up_to: S, scalar or shape ``(n_items,)``
+    :param multiples: m, integers of at least 1, scalar or shape ``(n_items,)``
     """
 
-    def __init__(self, env: HybridInventoryEnv, review_period: int, order_up_to: float | np.ndarray):
+    def __init__(
+        self,
+        env: HybridInventoryEnv,
+        review_period: int,
+        order_up_to: float | np.ndarray,
+        multiples: int | np.ndarray = 1,
+    ):
         super().__init__(env, order_up_to)
         self.review_period = check_count("review_period", review_period)
+        of_item = np.broadcast_to(multiples, (env.n_items,))
+        self.multiples = np.array([check_count(f"multiples[{i}]", m) for i, m in enumerate(of_item.tolist())])
 
     def due(self, position: np.ndarray, period: np.ndarray) -> np.ndarray:
         return period % self.review_period == 0
 
+    def joins(self, position: np.ndarray, period: np.ndarray) -> np.ndarray:
+        return np.equal(period[:, None] // self.review_period % self.multiples, 0)
+
     @classmethod
     def best(cls, env: HybridInventoryEnv) -> "PeriodicReview":
         """
-        The best R up to the horizon, with the best S for it. ``cost`` is exact for the long run under Poisson demand, exact up
-        to a fine discretisation under normal demand, and the mean over windows of the data for demand data.
+        The best R up to the horizon, with the best multiples and S for it. ``cost`` is exact for the long run under Poisson
+        demand, exact up to a fine discretisation under normal demand, and the mean over windows of the data for demand data;
+        K counts in every R-th period, even if no multiple is 1.
 
         :raises ValueError: for lost sales, and for items that cost nothing to hold and to lack
         """
-        _require(env, cls.__name__)
+        require(env, cls.__name__)
+        item_fixed_cost, longest = env.params.item_fixed_cost, max(env.horizon - env.params.lead_time, 1)
+        reviewed = cache(lambda interval: _review_costs(env, interval))
         policies: list[PeriodicReview] = []
-        for review_period in range(1, max(env.horizon - env.params.lead_time, 1) + 1):
-            running, levels = _review_costs(env, review_period)
-            policy = cls(env, review_period, levels)
-            policy.cost = running + env.params.fixed_cost / review_period / env.n_items
-            policies.append(policy)
-            if running > min(policy.cost for policy in policies):
+        for review_period in range(1, longest + 1):
+            running, levels = reviewed(review_period)
+            if policies and running.mean() > min(policy.cost for policy in policies):
                 break  # holding and underage cost only grow with R
+            costs, multiples, m = running + item_fixed_cost / review_period, np.ones(env.n_items, dtype=np.int64), 1
+            while (running < costs).any() and review_period * (m + 1) <= longest:
+                m += 1
+                running, larger = reviewed(review_period * m)
+                rarely = running + item_fixed_cost / (review_period * m)
+                better = rarely < costs
+                costs, multiples = np.where(better, rarely, costs), np.where(better, m, multiples)
+                levels = np.where(better, larger, levels)
+            policy = cls(env, review_period, levels, multiples)
+            policy.cost = float(costs.mean()) + env.params.fixed_cost / review_period / env.n_items
+            policies.append(policy)
         return min(policies, key=lambda policy: policy.cost)
 
 
@@ -116,14 +109,15 @@ class SingleItemSS(OrderUpTo):
 
         :raises ValueError: for more than one item, lost sales, demand data, and costs h or u of 0
         """
-        _require(env, cls.__name__, exact=True)
+        require(env, cls.__name__, exact=True)
         if env.n_items != 1:
             raise ValueError(f"SingleItemSS: n_items = {env.n_items}; it replenishes one item")
         (item,) = single_items(env)
-        costs = item.reorder_costs(env.params.fixed_cost)
-        s, S = costs.optimal_policy(env.params.fixed_cost)
+        fixed_cost = env.params.fixed_cost + float(env.params.item_fixed_cost[0])
+        costs = item.reorder_costs(fixed_cost)
+        s, S = costs.optimal_policy(fixed_cost)
         policy = cls(env, s * item.step, S * item.step)
-        policy.cost = float(costs.optimal_cost(env.params.fixed_cost))
+        policy.cost = float(costs.optimal_cost(fixed_cost))
         return policy
 
 
@@ -142,7 +136,7 @@ class TotalDemandTrigger(OrderUpTo):
     def __init__(
         self, env: HybridInventoryEnv, threshold: float, order_up_to: float | np.ndarray, weights: float | np.ndarray = 1.0
     ):
-        _require(env, type(self).__name__)
+        require(env, type(self).__name__)
         super().__init__(env, order_up_to)
         self.threshold = float(check_array("threshold", threshold, (), above=0.0))
         self.weights = check_array("weights", weights, (env.n_items,), above=0.0)
@@ -166,7 +160,7 @@ class TotalDemandTrigger(OrderUpTo):
         def running(cycles: Cycles, threshold: float) -> np.ndarray:
             return np.less(cycles.since_order @ weights, threshold)
 
-        threshold = _minimise(lambda theta: fit.cost(running(fit, theta))[0], 0.5 * scale, 1.5 * scale)
+        threshold = minimise(lambda theta: fit.cost(running(fit, theta))[0], 0.5 * scale, 1.5 * scale)
         policy = cls(env, threshold, fit.levels(running(fit, threshold)), weights)
         policy.cost, policy.half_width = test.cost(running(test, threshold), policy.order_up_to)
         return policy
@@ -196,20 +190,23 @@ class CanOrder(OrderUpTo):
     def due(self, position: np.ndarray, period: np.ndarray) -> np.ndarray:
         return np.any(position <= self.reorder_point, axis=1)
 
-    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        regimes, quantities = super().act(observation, period)
-        return regimes, quantities * (self.inventory_position(observation) <= self.can_order)
+    def joins(self, position: np.ndarray, period: np.ndarray) -> np.ndarray:
+        return np.less_equal(position, self.can_order)
 
     @classmethod
     def best(cls, env: HybridInventoryEnv, seed: int = 0) -> "CanOrder":
         """
-        The best of a family over simulated order cycles: S_i - s_i is a multiple of the mean demand of a review period plus a
-        multiple of its standard deviation. Every item joins an order (c = S), since that costs nothing beyond the fixed cost.
-        ``cost`` is estimated on other cycles.
+        The best of a family: S_i - s_i is a multiple of the mean demand between two orders of the item plus a multiple of its
+        standard deviation. Without minor costs it is found over simulated order cycles; every item joins an order (c = S),
+        since that costs nothing beyond the fixed cost. With them, S_i - c_i is a multiple of the lot size √(2 k_i μ_i / h_i),
+        S_i is that of the best :class:`PeriodicReview` plus a multiple of a standard deviation, and the four numbers are
+        found by differential evolution on common scenarios. ``cost`` is estimated on other cycles or scenarios.
 
-        :param seed: of the cycles
+        :param seed: of the cycles or scenarios
         :raises ValueError: for lost sales, and for items that cost nothing to hold and to lack
         """
+        if env.params.item_fixed_cost.any():
+            return cls._searched(env, seed)
         fit, test, review_period = _fit_and_test(env, cls.__name__, seed)
         ratio = review_period / (env.params.lead_time + 1)  # exposure[0] is the demand of lead_time + 1 periods
         mean, std = ratio * fit.exposure[0].mean(axis=0), np.sqrt(ratio) * fit.exposure[0].std(axis=0)
@@ -218,7 +215,7 @@ class CanOrder(OrderUpTo):
             return np.all(cycles.since_order < quantities, axis=2)
 
         def quantities(safety: float) -> np.ndarray:
-            return safety * std + mean * _minimise(lambda m: fit.cost(running(fit, m * mean + safety * std))[0], 0.5, 1.5)
+            return safety * std + mean * minimise(lambda m: fit.cost(running(fit, m * mean + safety * std))[0], 0.5, 1.5)
 
         best = min((quantities(safety) for safety in range(4)), key=lambda q: fit.cost(running(fit, q))[0])
         levels = fit.levels(running(fit, best))
@@ -226,10 +223,41 @@ class CanOrder(OrderUpTo):
         policy.cost, policy.half_width = test.cost(running(test, best), levels)
         return policy
 
+    @classmethod
+    def _searched(cls, env: HybridInventoryEnv, seed: int) -> "CanOrder":
+        params, periodic = env.params, PeriodicReview.best(env)
+        demand = env.sample_noise(TEST_SCENARIOS, torch.Generator(env.device).manual_seed(seed)).double().cpu().numpy()
+        mean, std = demand.mean(axis=(0, 1)), demand.std(axis=(0, 1))
+        interval = periodic.review_period * periodic.multiples
+        lot = np.sqrt(2 * params.item_fixed_cost * mean / np.maximum(params.holding_cost, 1e-2 * params.underage_cost))
+
+        def levels(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            a, b, c, d = np.split(shares, 4, axis=-1)
+            order_up_to = periodic.order_up_to + (2 * a - 1) * LEVEL_REACH * std * np.sqrt(params.lead_time + interval)
+            reorder_point = order_up_to - 2 * b * interval * mean - SAFETY_REACH * c * std * np.sqrt(interval)
+            can_order = order_up_to - LOT_REACH * d * lot
+            if env.demand == "poisson":
+                order_up_to, reorder_point, can_order = map(np.rint, (order_up_to, reorder_point, can_order))
+            return reorder_point, can_order, order_up_to
+
+        def rules(shares: np.ndarray) -> Rule:
+            policy = cls(env, 0.0, 0.0, 0.0)
+            policy.reorder_point, policy.can_order, policy.order_up_to = levels(shares)  # one row of each for every state
+
+            def rule(state: StockState) -> tuple[np.ndarray, np.ndarray]:
+                return policy.orders(state.stock.sum(dim=1).double().cpu().numpy(), state.period.cpu().numpy())
+
+            return rule
+
+        best = search(env, rules, 4, max(SEARCH_ROWS // env.n_items, 32), SEARCH_ITERATIONS, seed)
+        policy = cls(env, *levels(best))
+        policy.state_cost(evaluate(env, policy, TEST_SCENARIOS, seed + 1))
+        return policy
+
 
 def best_classical(env: HybridInventoryEnv, n_scenarios: int = 1024, seed: int = 0) -> OrderUpTo:
     """
-    The best of the policies of this module, by simulation on common scenarios.
+    The best of the classical policies, by simulation on common scenarios.
 
     :param env: the problem
     :param n_scenarios: scenarios of the comparison
@@ -239,6 +267,8 @@ def best_classical(env: HybridInventoryEnv, n_scenarios: int = 1024, seed: int =
     """
     policies: list[OrderUpTo] = [SingleItemSS.best(env)] if env.n_items == 1 and env.demand != "data" else []
     policies += [PeriodicReview.best(env), TotalDemandTrigger.best(env), CanOrder.best(env)]
+    if env.itemised and env.demand != "data" and (np.minimum(env.params.holding_cost, env.params.underage_cost) > 0).all():
+        policies += [PeriodicSS.best(env), PerItemSS.best(env)]
     for policy in policies:
         policy.state_cost(evaluate(env, policy, n_scenarios, seed))
     return min(policies, key=lambda policy: policy.cost)
@@ -248,127 +278,43 @@ def lower_bound(env: HybridInventoryEnv) -> float:
     """
     A bound that no policy's long-run cost per item and period falls below, whatever it orders and observes.
 
-    Split K into k_i >= 0. A joint policy orders at least as often as it orders item i, so it costs at least Σ_i c_i(k_i),
-    where c_i(k) is the optimal cost of item i alone under fixed cost k. The c_i are concave, so that giving K out in small
-    parts by marginal value finds the best split. A policy that stops ordering before the end of an episode can cost less than
-    the long-run bound in the episode's last periods.
+    Split K into K_i >= 0. A joint policy orders at least as often as it orders item i, so it costs at least
+    Σ_i c_i(k_i + K_i), where c_i(f) is the optimal cost of item i alone under fixed cost f, and k_i its minor cost, 0 where
+    there is none. The c_i are concave, so that giving K out in small parts by marginal value finds the best split. A policy
+    that stops ordering before the end of an episode can cost less than the long-run bound in the episode's last periods.
 
     :raises ValueError: for lost sales, demand data, and costs h or u of 0
     """
-    _require(env, "lower_bound", exact=True)
+    require(env, "lower_bound", exact=True)
     part = env.params.fixed_cost / (SPLIT_STEPS * env.n_items)
     parts = part * np.arange(SPLIT_STEPS * min(env.n_items, 8) + 1)  # no item takes more than 8 times the average
-    costs = np.array([item.reorder_costs(parts[-1]).optimal_cost(parts) for item in single_items(env)])
+    fixed_costs = env.params.item_fixed_cost[:, None] + parts
+    items = zip(single_items(env), fixed_costs, strict=True)
+    costs = np.array([item.reorder_costs(own[-1]).optimal_cost(own) for item, own in items])
     gains = np.sort(np.diff(costs, axis=1), axis=None)[::-1]
     return float(costs[:, 0].sum() + gains[: SPLIT_STEPS * env.n_items].sum()) / env.n_items
 
 
-class Cycles:
-    """
-    Simulated order cycles: each starts with an order that raises all inventory positions to S, and ends with the next one.
-    When to end is a function of the demand since the order, so cycles are alike, and a rule's long-run cost is its expected
-    cost per cycle over the expected length of the cycle (renewal reward).
-
-    :param env: the problem, with backlog
-    :param max_length: periods after which a cycle ends anyway
-    :param seed: of the demand
-    """
-
-    def __init__(self, env: HybridInventoryEnv, max_length: int, seed: int):
-        self.params = env.params
-        n_cycles = max(SIMULATED_CYCLES // env.n_items, 2048)  # more items average out more noise
-        demand = _demand_windows(env, n_cycles, max_length + env.params.lead_time, seed)
-        total = np.concatenate([np.zeros_like(demand[:1]), demand.cumsum(axis=0)])
-        self.since_order = total[:max_length]
-        """Demand of the first k periods, k = 0..max_length-1; shape ``(max_length, n_cycles, n_items)``."""
-        self.exposure = total[env.params.lead_time + 1 :]
-        """What has left S when the cost of period k + lead_time is charged, same shape."""
-
-    def levels(self, running: np.ndarray) -> np.ndarray:
-        """
-        :param running: whether the cycle is still on k periods after its order, bool, shape ``(max_length, n_cycles)``
-        :return: the best S: the newsvendor quantile u / (u + h) of the exposure, shape ``(n_items,)``
-        """
-        ratios = self.params.underage_cost / (self.params.underage_cost + self.params.holding_cost)
-        exposure = self.exposure[running]
-        return np.array([np.quantile(x, ratio, method="inverted_cdf") for x, ratio in zip(exposure.T, ratios, strict=True)])
-
-    def cost(self, running: np.ndarray, levels: np.ndarray | None = None) -> tuple[float, float]:
-        """
-        :param running: as in :meth:`levels`
-        :param levels: S; the best for these cycles unless given
-        :return: cost per item and period, and the half width of its 95 % confidence interval (delta method for a ratio)
-        """
-        left = (self.levels(running) if levels is None else levels) - self.exposure[running]
-        charges = np.zeros(running.shape)
-        charges[running] = np.maximum(left, 0) @ self.params.holding_cost + np.maximum(-left, 0) @ self.params.underage_cost
-        costs, lengths = self.params.fixed_cost + charges.sum(axis=0), running.sum(axis=0)
-        mean = costs.sum() / lengths.sum()
-        half_width = 1.96 * (costs - mean * lengths).std() / math.sqrt(len(costs)) / lengths.mean()
-        n_items = len(self.params.holding_cost)
-        return float(mean / n_items), float(half_width / n_items)
-
-
-def _demand_windows(env: HybridInventoryEnv, n_windows: int, length: int, seed: int) -> np.ndarray:
-    """Demand of consecutive periods, shape ``(length, n_windows, n_items)``."""
-    generator = torch.Generator(env.device).manual_seed(seed)
-    if env.demand != "data":  # periods and scenarios are all alike
-        n_scenarios = math.ceil(n_windows * length / env.horizon)
-        periods = env.sample_noise(n_scenarios, generator).flatten(0, 1)[: n_windows * length]
-        return periods.unflatten(0, (length, n_windows)).double().cpu().numpy()
-    scenarios = env.demand_data.double().cpu().numpy()
-    rng = np.random.default_rng(seed)
-    rows = rng.integers(len(scenarios), size=n_windows)
-    starts = rng.integers(env.horizon - length + 1, size=n_windows)
-    return scenarios[rows, starts + np.arange(length)[:, None]]
-
-
-def _review_costs(env: HybridInventoryEnv, review_period: int) -> tuple[float, np.ndarray]:
-    """Holding and underage cost per item and period of ordering every ``review_period`` periods, and the best S for it."""
+def _review_costs(env: HybridInventoryEnv, review_period: int) -> tuple[np.ndarray, np.ndarray]:
+    """Each item's holding and underage cost per period of ordering every ``review_period`` periods, and the best S for it."""
     if env.demand == "data":
         cycles = Cycles(env, review_period, seed=0)
         throughout = np.ones(cycles.since_order.shape[:2], dtype=bool)
         levels = cycles.levels(throughout)
-        return cycles.cost(throughout, levels)[0] - env.params.fixed_cost / review_period / env.n_items, levels
+        return cycles.item_costs(throughout, levels), levels
     items = single_items(env)
     best, costs = zip(*(item.periodic(review_period) for item in items), strict=True)
-    return sum(costs) / env.n_items, np.array(best) * [item.step for item in items]
-
-
-def _require(env: HybridInventoryEnv, who: str, exact: bool = False) -> None:
-    """Refuse problems that the solver named does not solve; ``exact``: those that need a known distribution of demand."""
-    params = env.params
-    if params.lost_sales:
-        raise ValueError(f"{who}: lost_sales = True; it is for backlogged demand only")
-    if env.demand == "data" and exact:
-        raise ValueError(f"{who}: demand = 'data'; it is for demand 'poisson' or 'normal' only")
-    if env.demand == "data" and env.horizon <= params.lead_time:
-        raise ValueError(f"{who}: horizon = {env.horizon} must exceed lead_time = {params.lead_time}: no order would arrive")
-    for name, cost in (("holding_cost", params.holding_cost), ("underage_cost", params.underage_cost)):
-        if exact and not (cost > 0).all():
-            raise ValueError(f"{who}: {name}[{np.argmin(cost)}] = {cost.min()} must be > 0")
-    free = np.flatnonzero(params.holding_cost + params.underage_cost == 0)
-    if len(free):
-        raise ValueError(f"{who}: holding_cost[{free[0]}] = underage_cost[{free[0]}] = 0; one of them must be > 0")
+    return np.array(costs), np.array(best) * [item.step for item in items]
 
 
 def _fit_and_test(env: HybridInventoryEnv, who: str, seed: int) -> tuple[Cycles, Cycles, int]:
     """Cycles to choose parameters on, others to measure the choice on, and the length of the best periodic cycle."""
-    _require(env, who)
+    require(env, who)
     review_period = PeriodicReview.best(env).review_period
     max_length = 3 * review_period + 1
     if env.demand == "data":
         max_length = min(max_length, env.horizon - env.params.lead_time)
     return Cycles(env, max_length, seed), Cycles(env, max_length, seed + 1), review_period
-
-
-def _minimise(cost: Callable[[float], float], low: float, high: float) -> float:
-    """The minimiser of a step function, unimodal but for its steps, by successively finer grids."""
-    for _ in range(3):
-        grid = np.linspace(low, high, 13)
-        best = grid[int(np.argmin([cost(x) for x in grid]))]
-        low, high = best - (grid[1] - grid[0]), best + (grid[1] - grid[0])
-    return float(best)
 
 
 def best_known(env: HybridInventoryEnv) -> ReferencePolicy | None:

@@ -36,6 +36,15 @@ class SingleItem:
             total = np.convolve(total, self.demand)
         return total
 
+    def exposure(self, review_period: int) -> np.ndarray:
+        """
+        What is ordered in a period covers those that are ``lead_time`` to ``lead_time + review_period - 1`` periods later.
+
+        :return: probabilities of the demand that has left the inventory position when their costs are charged, their mean
+        """
+        totals = [self.demand_over(self.lead_time + k) for k in range(1, review_period + 1)]
+        return np.mean([np.pad(total, (0, len(totals[-1]) - len(total))) for total in totals], axis=0)
+
     def period_cost(self, demand: np.ndarray, position: np.ndarray | int) -> np.ndarray:
         """
         :param demand: probabilities of the demand D that the position y has to cover
@@ -50,29 +59,28 @@ class SingleItem:
 
     def periodic(self, review_period: int) -> tuple[int, float]:
         """
-        Order every R periods. What is ordered covers the periods ``lead_time`` to ``lead_time + R - 1`` later, so the stock
-        left in them is S less the demand of ``lead_time + 1`` to ``lead_time + R`` periods.
+        Order every R periods.
 
         :return: the best order-up-to level in lattice units, and its cost per period without any fixed cost
         """
-        totals = [self.demand_over(self.lead_time + k) for k in range(1, review_period + 1)]
-        mixture = np.mean([np.pad(total, (0, len(totals[-1]) - len(total))) for total in totals], axis=0)
+        mixture = self.exposure(review_period)
         ratio = self.underage_cost / (self.holding_cost + self.underage_cost)
         level = int(np.searchsorted(np.cumsum(mixture), min(ratio, 1 - TAIL)))
         return level, float(self.period_cost(mixture, level))
 
-    def reorder_costs(self, max_fixed_cost: float) -> "ReorderCosts":
+    def reorder_costs(self, max_fixed_cost: float, review_period: int = 1) -> "ReorderCosts":
         """
         Costs of every (s, S) policy that can be optimal.
 
         :param max_fixed_cost: the largest fixed cost that will be asked for
+        :param review_period: R; the item can be ordered in every R-th period
         """
-        # The optimum of cost c has G(s+1) <= c and G(S) <= c, G the expected cost of the period a lead time ahead
-        # (Zheng and Federgruen 1991, Lemma 1), so positions with G above the cost of any policy are out.
-        bound, review_period = math.inf, 1
-        while (cost := max_fixed_cost / review_period + self.periodic(review_period)[1]) < bound:
-            bound, review_period = cost, review_period + 1
-        exposure = self.demand_over(self.lead_time + 1)
+        # The optimum of cost c has G(s+1) <= c and G(S) <= c, G the expected cost of the periods a lead time ahead that a
+        # review decides on (Zheng and Federgruen 1991, Lemma 1), so positions with G above the cost of any policy are out.
+        bound, interval = math.inf, review_period
+        while (cost := max_fixed_cost / interval + self.periodic(interval)[1]) < bound:
+            bound, interval = cost, interval + review_period
+        exposure = self.exposure(review_period)
         mean = exposure @ np.arange(len(exposure))
         low = math.floor(mean - bound / (self.underage_cost * self.step))  # G(y) >= u (E D - y) and >= h (y - E D)
         high = math.ceil(mean + bound / (self.holding_cost * self.step))
@@ -80,9 +88,10 @@ class SingleItem:
         costs = self.period_cost(exposure, positions)
         positions, costs = positions[costs <= bound], costs[costs <= bound]
 
-        # Expected number of periods that a cycle spends j below S, j = 0, 1, ...: a renewal density
+        # Expected number of reviews that a cycle spends j below S, j = 0, 1, ...: a renewal density
         n = len(positions)
-        demand = np.pad(self.demand, (0, max(0, n - len(self.demand))))
+        between = self.demand_over(review_period)
+        demand = np.pad(between, (0, max(0, n - len(between))))
         stay = 1 - demand[0]
         visits = np.zeros(n)
         visits[0] = 1 / stay
@@ -96,7 +105,7 @@ class SingleItem:
             per_cycle = per_cycle[1:] + visits[j] * costs[: n - j]
             best = int(np.argmin(per_cycle))
             running[j], levels[j] = per_cycle[best] / lengths[j], positions[j + best]
-        return ReorderCosts(1 / lengths, running, levels, max_fixed_cost)
+        return ReorderCosts(1 / lengths / review_period, running, levels, max_fixed_cost)
 
 
 @dataclass(frozen=True)

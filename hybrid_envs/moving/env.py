@@ -42,12 +42,14 @@ class HybridMovingEnv(HybridEnv[MovingState]):
     """
     ## Description
     Drive to a target on a square field and come to a stop there, without leaving the field. Each period one accelerates, turns
-    or brakes. With one agent this is gym-hybrid's ``Moving-v0``. With more of them, each has a target of its own, all obey the
-    same regime, and all have to stand on their targets at once: the dimension of b grows, the number of regimes does not.
+    or brakes. With one agent this is gym-hybrid's ``Moving-v0``. With more of them, each has a target of its own, and all have
+    to stand on their targets at once. They obey the same regime, so that the dimension of b grows, but not the number of
+    regimes; or, with ``regimes="own"``, each chooses for itself: one factor for each agent.
 
     ## Action Space
     ``Tuple(Discrete(3), Box((2 * n_agents,)))``, b holding the accelerations in [0, 1] and then the rotations in [-1, 1]:
-    regime 0 accelerates, regime 1 turns, regime 2 brakes. A regime ignores what is not its own, and bounds it to 0.
+    regime 0 accelerates, regime 1 turns, regime 2 brakes. A regime ignores what is not its own, and bounds it to 0. With
+    ``regimes="own"`` it is ``Tuple(MultiDiscrete([3] * n_agents), Box((2 * n_agents,)))``, the same for each agent.
 
     ## Observation Space
     ``Box(-inf, inf, (9 * n_agents + 1,))``: of each agent the position x, y, the speed, cos θ and sin θ of its heading, its
@@ -89,6 +91,7 @@ class HybridMovingEnv(HybridEnv[MovingState]):
     :param delta_t: duration of a period
     :param penalty: paid in every period that does not fail
     :param horizon: periods of an episode; gym-hybrid lets one more pass
+    :param regimes: ``"shared"`` by all agents, or each has its ``"own"``
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 
@@ -116,8 +119,11 @@ class HybridMovingEnv(HybridEnv[MovingState]):
         delta_t: float = 0.005,
         penalty: float = 0.001,
         horizon: int = 200,
+        regimes: str = "shared",
         render_mode: str | None = None,
     ):
+        if regimes not in ("shared", "own"):
+            raise ValueError(f"regimes must be 'shared' or 'own', got {regimes!r}")
         self.n_agents = check_count("n_agents", n_agents)
         self.params = MovingParams(
             max_turn=float(check_array("max_turn", max_turn, (), above=0.0)),
@@ -133,6 +139,8 @@ class HybridMovingEnv(HybridEnv[MovingState]):
             action_bounds=bounds.reshape(3, 2 * n_agents, 2),
             observation_size=9 * n_agents + 1,
             horizon=horizon,
+            factor_sizes=[3] * n_agents if regimes == "own" else None,
+            factor_of=np.tile(np.arange(n_agents), 2) if regimes == "own" else None,
             render_mode=render_mode,
         )
 
@@ -150,7 +158,7 @@ class HybridMovingEnv(HybridEnv[MovingState]):
 
     def transition(self, state: MovingState, action: HybridAction, noise: torch.Tensor) -> MovingState:
         acceleration, rotation = action.point.unflatten(1, (2, self.n_agents)).unbind(1)  # each (batch, n_agents)
-        regime = action.regime[:, None]
+        regime = self.factors.columns(action.regime)  # (batch, 1), or (batch, n_agents)
         gain = self.params.max_acceleration * acceleration * (regime == ACCELERATE)
         angle = self.params.max_turn * rotation * (regime == TURN)
         velocity = state.velocity + gain[..., None] * direction(state.heading)

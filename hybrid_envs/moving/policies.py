@@ -15,8 +15,8 @@ BISECTIONS = 40
 class AlignAndStop(ReferencePolicy):
     """
     Turn towards the target while at rest; then accelerate, up to the speed from which braking ends at the target's centre;
-    then brake. Each agent's speed is planned so that all of them begin to brake at once, as the common regime demands. Who
-    misses starts again.
+    then brake. With a common regime, each agent's speed is planned so that all of them begin to brake at once; agents with
+    regimes of their own each drive as if alone, and wait. Who misses starts again.
 
     It moves in a straight line, in which turning and sliding play no part, and so is one policy for both environments. It is
     a heuristic: nothing is proven, though for one agent only the turning and the last fraction of a period leave room.
@@ -26,21 +26,21 @@ class AlignAndStop(ReferencePolicy):
 
     def __init__(self, env: HybridMovingEnv):
         self.params = env.params
-        self.n_agents = env.n_agents
+        self.n_agents, self.factors = env.n_agents, env.factors
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        agents = observation[:, :-1].astype(np.float64).reshape(len(observation), self.n_agents, 9)
-        x, y, speed, cos, sin, target_x, target_y, distance, _ = np.moveaxis(agents, -1, 0)  # each (batch, n_agents)
+        together = 1 if self.factors.many else self.n_agents  # who has to agree on a regime
+        agents = observation[:, :-1].astype(np.float64).reshape(-1, together, 9)
+        x, y, speed, cos, sin, target_x, target_y, distance, _ = np.moveaxis(agents, -1, 0)  # each (rows, together)
         bearing = np.arctan2(target_y - y, target_x - x) - np.arctan2(sin, cos)
         bearing = np.where(distance > CLOSE, (bearing + np.pi) % (2 * np.pi) - np.pi, 0.0)
         rotation = np.clip(bearing / self.params.max_turn, -1, 1)
         acceleration = self.plan(speed, distance)
         turn = (speed == 0).all(axis=1) & (np.abs(bearing) > ALIGNED).any(axis=1)
         regimes = np.where(turn, TURN, np.where((acceleration > 0).any(axis=1), ACCELERATE, BRAKE))
-        points = np.concatenate(
-            [acceleration * (regimes == ACCELERATE)[:, None], rotation * (regimes == TURN)[:, None]], axis=1
-        )
-        return regimes, points
+        points = [acceleration * (regimes == ACCELERATE)[:, None], rotation * (regimes == TURN)[:, None]]
+        batch = len(observation)
+        return regimes.reshape(self.factors.shape(batch)), np.concatenate([b.reshape(batch, -1) for b in points], axis=1)
 
     def plan(self, speed: np.ndarray, distance: np.ndarray) -> np.ndarray:
         """

@@ -25,6 +25,13 @@ class PortfolioParams:
     covariance: np.ndarray
     fixed_cost: float
     proportional_cost: np.ndarray
+    fixed_cost_per_asset: np.ndarray | None
+    """``None`` where all assets are traded or none."""
+
+    @property
+    def asset_fixed_cost(self) -> np.ndarray:
+        """What an asset adds to the fixed cost of a trade, 0 where all are traded or none; shape ``(n_assets,)``."""
+        return np.zeros_like(self.target) if self.fixed_cost_per_asset is None else self.fixed_cost_per_asset
 
 
 def reference_instance(n_assets: int) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +67,10 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
     weights v = b / max(1, Σ_i b_i). Weights are never negative and never add up to more than 1, whatever b is; every
     such portfolio can be reached, by b = v.
 
+    With ``fixed_cost_per_asset`` it is ``Tuple(MultiDiscrete([2] * n_assets), Box)``: factor x_i is whether asset i is traded,
+    and bounds b_i to 0 if it is not. Assets that are not traded keep their weights w_i, and those that are share what is left:
+    v_i = b_i / max(1, Σ b / ρ) with ρ = 1 - Σ w over the assets not traded, and Σ b over those traded.
+
     ## Observation Space
     ``Box(-inf, inf, (n_assets,))``: the weights' deviations w - w*. It holds no clock.
 
@@ -76,10 +87,10 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
 
         ½ (v - w*)'Σ(v - w*)  -  log(1 - K - Σ_i c_i |v_i - w_i|)   (the logarithm only where one rebalances)
 
-    The first term is how much less the weights v grow than w* in expectation. It is exact in continuous time; here it is
-    charged for a whole period at the weights with which that begins. The expectation takes the place of the realised return,
-    whose noise would be many times as large. Results are quoted by :meth:`figure_of_merit`: basis points lost per period, the
-    first 16 periods left out.
+    K is paid if any asset is traded; with ``fixed_cost_per_asset`` so is K_i for each that is. The first term is how much less
+    the weights v grow than w* in expectation. It is exact in continuous time; here it is charged for a whole period at the
+    weights with which that begins. The expectation takes the place of the realised return, whose noise would be many times as
+    large. Results are quoted by :meth:`figure_of_merit`: basis points lost per period, the first 16 periods left out.
 
     ## Starting State
     w = w*.
@@ -102,6 +113,8 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
         reference instance's unless given
     :param fixed_cost: K, the share of wealth paid per rebalancing
     :param proportional_cost: c, the share paid of what is bought or sold, scalar or ``(n_assets,)``
+    :param fixed_cost_per_asset: K_i, the share of wealth paid for each asset traded, beside K, scalar or ``(n_assets,)``;
+        unless given all assets are traded or none
     :param horizon: T, periods of an episode
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
@@ -123,6 +136,7 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
         covariance: np.ndarray | None = None,
         fixed_cost: float = 2e-4,
         proportional_cost: float | np.ndarray = 1e-3,
+        fixed_cost_per_asset: float | np.ndarray | None = None,
         horizon: int = 100,
         render_mode: str | None = None,
     ):
@@ -134,17 +148,26 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
             covariance=check_definite("covariance", reference_covariance if covariance is None else covariance, n_assets),
             fixed_cost=float(check_array("fixed_cost", fixed_cost, (), at_least=0.0)),
             proportional_cost=check_array("proportional_cost", proportional_cost, shape, at_least=0.0),
+            fixed_cost_per_asset=(
+                None
+                if fixed_cost_per_asset is None
+                else check_array("fixed_cost_per_asset", fixed_cost_per_asset, shape, at_least=0.0)
+            ),
         )
+        self.per_asset = fixed_cost_per_asset is not None
         invested = params.target.sum()
         if invested >= 1:
             raise ValueError(f"target adds up to {invested:.6g}: must be < 1, the rest is cash and nothing can be borrowed")
-        dearest = params.fixed_cost + 2 * params.proportional_cost.max()
+        dearest = params.fixed_cost + params.asset_fixed_cost.sum() + 2 * params.proportional_cost.max()
         if dearest >= 1:
+            summed = "fixed_cost + Σ fixed_cost_per_asset" if self.per_asset else "fixed_cost"
             raise ValueError(
-                f"fixed_cost + 2 * proportional_cost = {dearest:.6g}: must be < 1, or one rebalancing could cost all wealth"
+                f"{summed} + 2 * proportional_cost = {dearest:.6g}: must be < 1, or one rebalancing could cost all wealth"
             )
         super().__init__(
             action_bounds=np.array([[[0.0, 0.0]] * n_assets, [[0.0, np.inf]] * n_assets]),
+            factor_sizes=[2] * n_assets if self.per_asset else None,
+            factor_of=np.arange(n_assets) if self.per_asset else None,
             observation_size=n_assets,
             horizon=horizon,
             action_scale=params.target,
@@ -156,6 +179,7 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
         self.mean_return = torch.tensor(params.covariance @ params.target - np.diag(params.covariance) / 2, dtype=self.dtype)
         self.factor = torch.tensor(np.linalg.cholesky(params.covariance), dtype=self.dtype)
         self.proportional_cost = torch.tensor(params.proportional_cost, dtype=self.dtype)
+        self.asset_fixed_cost = torch.tensor(params.asset_fixed_cost, dtype=self.dtype)
 
     def initial(self, batch_size: int, generator: torch.Generator) -> PortfolioState:
         period = torch.zeros(batch_size, dtype=torch.int64, device=self.device)
@@ -180,7 +204,10 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
         held = self._held(state, action)
         deviation = held - self.target
         shortfall = 0.5 * (deviation @ self.covariance * deviation).sum(dim=1)
-        fixed = self.params.fixed_cost * (action.regime == REBALANCE)
+        traded = self._traded(action)
+        fixed = self.params.fixed_cost * traded.any(dim=1)
+        if self.per_asset:
+            fixed = fixed + traded.to(self.dtype) @ self.asset_fixed_cost
         paid = fixed + (held - state.weight).abs() @ self.proportional_cost
         return -BASIS_POINTS * (shortfall - torch.log1p(-paid))
 
@@ -194,12 +221,25 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """The weight of each asset, and the growth lost in each period with the rebalancings marked."""
         weights = np.stack([frame.state.weight[0].cpu().numpy() for frame in frames])
+        if self.per_asset:
+            frames = [f if f.regime is None else f._replace(regime=int(np.any(f.regime))) for f in frames]
         return draw_episode(frames, weights, "share of wealth", {REBALANCE: "rebalanced"}, self.horizon)
 
     def _held(self, state: PortfolioState, action: HybridAction) -> torch.Tensor:
         """The weights v after trading, shape ``(batch, n_assets)``."""
-        rebalanced = action.point / action.point.sum(dim=1, keepdim=True).clamp(min=1)
-        return torch.where((action.regime == REBALANCE)[:, None], rebalanced, state.weight)
+        traded = self._traded(action)
+        if not self.per_asset:
+            rebalanced = action.point / action.point.sum(dim=1, keepdim=True).clamp(min=1)
+            return torch.where(traded, rebalanced, state.weight)
+        asked = torch.where(traded, action.point, 0.0)
+        room = (1 - torch.where(traded, 0.0, state.weight).sum(dim=1, keepdim=True)).clamp(min=0)
+        total = asked.sum(dim=1, keepdim=True)
+        too_much = (total - room).clamp(min=0) / total.clamp(min=torch.finfo(self.dtype).tiny)  # 0 where nothing is asked for
+        return torch.where(traded, asked * (1 - too_much), state.weight)
+
+    def _traded(self, action: HybridAction) -> torch.Tensor:
+        """Whether all assets are traded, bool, shape ``(batch, 1)``; or which of them, shape ``(batch, n_assets)``."""
+        return action.regime == REBALANCE if self.per_asset else (action.regime == REBALANCE)[:, None]
 
 
 def weight_volatility(params: PortfolioParams) -> np.ndarray:

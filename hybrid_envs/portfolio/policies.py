@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 from hybrid_envs.checks import check_array
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
-from hybrid_envs.portfolio.env import BASIS_POINTS, HybridPortfolioEnv, PortfolioParams, weight_volatility
+from hybrid_envs.portfolio.env import BASIS_POINTS, HybridPortfolioEnv, weight_volatility
 from hybrid_envs.search import Rule, search
 
 STEPS_PER_DEVIATION = 10  # of the grid: rounding returns to it adds 1/1200 to their variance
@@ -20,6 +20,8 @@ SEARCH_ROWS = 2**8  # scenarios behind each candidate of the band search, times 
 TEST_SCENARIOS = 2**10
 WIDEST_BAND = 20.0  # of the search, in typical deviations after one period
 WIDEST_SLACK = 6.0
+NARROWEST = 1e-2  # cost of trading an asset, relative to the dearest, below which its band narrows no further
+WIDEST_ASSET_BAND = 12.0  # in standard deviations of the change of the weight in a period
 
 
 class RebalancingOptimum(ReferencePolicy):
@@ -49,12 +51,14 @@ class RebalancingOptimum(ReferencePolicy):
         law = np.diff(norm.cdf(edges))
         self.law = law / law.sum()
         self.shortfall = BASIS_POINTS * 0.5 * variance * (self.weights - self.target) ** 2
+        self.per_asset = env.per_asset
+        fixed_cost = params.fixed_cost + float(params.asset_fixed_cost[0])
         turnover = np.abs(self.weights[:, None] - self.weights)  # from the row's weight to the column's
-        self.trade = -BASIS_POINTS * np.log1p(-params.fixed_cost - params.proportional_cost[0] * turnover)
+        self.trade = -BASIS_POINTS * np.log1p(-fixed_cost - params.proportional_cost[0] * turnover)
         solution = self._iterate()
         if solution is None:
             raise ValueError(
-                f"RebalancingOptimum: fixed_cost = {params.fixed_cost} and proportional_cost = {params.proportional_cost[0]} "
+                f"RebalancingOptimum: fixed_cost = {fixed_cost} and proportional_cost = {params.proportional_cost[0]} "
                 f"are too high: rebalancing does not pay at both ends of the grid, the weights {self.weights[0]:.3g} and "
                 f"{self.weights[-1]:.3g}"
             )
@@ -63,8 +67,7 @@ class RebalancingOptimum(ReferencePolicy):
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         weight = np.clip(observation[:, 0].astype(np.float64) + self.target, self.weights[0], self.weights[-1])
         index = np.rint((logit(weight) - logit(self.weights[0])) / self.step).astype(np.int64)
-        regimes = self.rebalances[index].astype(np.int64)
-        return regimes, (regimes * self.weights[self.goal[index]])[:, None]
+        return as_action(self.per_asset, self.rebalances[index][:, None], self.weights[self.goal[index]][:, None])
 
     def _iterate(self) -> tuple[float, np.ndarray, np.ndarray] | None:
         """
@@ -91,7 +94,7 @@ class NoTradeBand(ReferencePolicy):
     """
     Rebalance once the deviation from the target weights, √((w - w*)'Σ(w - w*)), exceeds ``band``. Then each asset is traded
     towards its target until it is ``slack`` standard deviations of its weight's change in a period away; assets that are
-    closer stay as they are.
+    closer stay as they are. With fixed costs per asset these are not traded.
 
     :param env: the problem
     :param band: at least 0
@@ -100,12 +103,12 @@ class NoTradeBand(ReferencePolicy):
     """
 
     def __init__(self, env: HybridPortfolioEnv, band: float, slack: float):
-        self.params = env.params
+        self.env = env
         self.band = float(check_array("band", band, (), at_least=0.0))
         self.slack = float(check_array("slack", slack, (), at_least=0.0))
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return banded(self.params, observation.astype(np.float64), self.band, self.slack)
+        return banded(self.env, observation.astype(np.float64), self.band, self.slack)
 
     @classmethod
     def best(cls, env: HybridPortfolioEnv, seed: int = 0) -> "NoTradeBand":
@@ -120,7 +123,7 @@ class NoTradeBand(ReferencePolicy):
 
         def rules(shares: np.ndarray) -> Rule:
             bands, slacks = (shares * widest).T
-            return lambda state: banded(env.params, env.observation(state).double().cpu().numpy(), bands, slacks)
+            return lambda state: banded(env, env.observation(state).double().cpu().numpy(), bands, slacks)
 
         best = search(env, rules, 2, max(SEARCH_ROWS // env.n_assets, 32), iterations=16, seed=seed)
         policy = cls(env, *(widest * best))
@@ -128,30 +131,110 @@ class NoTradeBand(ReferencePolicy):
         return policy
 
 
+class AssetBands(ReferencePolicy):
+    """
+    Every asset by itself: trade it once its weight deviates from the target by more than ``band`` standard deviations of the
+    weight's change in a period, until it is ``slack`` of them away.
+
+    :param env: the problem
+    :param band: at least 0, scalar or shape ``(n_assets,)``
+    :param slack: at least 0, likewise; no more than the band counts
+    :raises ValueError: naming the parameter, if its value is not allowed
+    """
+
+    def __init__(self, env: HybridPortfolioEnv, band: float | np.ndarray, slack: float | np.ndarray):
+        self.env = env
+        self.band = check_array("band", band, (env.n_assets,), at_least=0.0)
+        self.slack = check_array("slack", slack, (env.n_assets,), at_least=0.0)
+
+    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return banded_apart(self.env, observation.astype(np.float64), self.band, self.slack)
+
+    @classmethod
+    def best(cls, env: HybridPortfolioEnv, seed: int = 0) -> "AssetBands":
+        """
+        The best found by differential evolution on common scenarios, with bands in proportion to the fourth root of what
+        trading an asset alone costs, as for small fixed costs (Morton and Pliska 1995), and one ratio of slack to band;
+        ``cost`` is estimated on other scenarios.
+
+        :param seed: of the search and its scenarios
+        """
+        alone = env.params.fixed_cost + env.params.asset_fixed_cost
+        width = WIDEST_ASSET_BAND * np.maximum(alone / max(alone.max(), 1e-12), NARROWEST) ** 0.25
+
+        def bands(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            band = shares[..., :1] * width
+            return band, shares[..., 1:] * band
+
+        def rules(shares: np.ndarray) -> Rule:
+            band, slack = bands(shares)
+            return lambda state: banded_apart(env, env.observation(state).double().cpu().numpy(), band, slack)
+
+        best = search(env, rules, 2, max(SEARCH_ROWS // env.n_assets, 32), iterations=16, seed=seed)
+        policy = cls(env, *bands(best))
+        policy.state_cost(evaluate(env, policy, TEST_SCENARIOS, seed + 1))
+        return policy
+
+
 def best_rebalancing(env: HybridPortfolioEnv) -> ReferencePolicy:
     """
     :param env: the problem
-    :return: the optimum where :class:`RebalancingOptimum` solves the problem, else a tuned :class:`NoTradeBand`
+    :return: the optimum where :class:`RebalancingOptimum` solves the problem, else a tuned :class:`NoTradeBand`, or with fixed
+        costs per asset :class:`AssetBands` if these cost less
     """
     try:
         return RebalancingOptimum(env)
     except ValueError:
-        return NoTradeBand.best(env)
+        together = NoTradeBand.best(env)
+        return min(together, AssetBands.best(env), key=lambda policy: policy.cost) if env.per_asset else together
 
 
 def banded(
-    params: PortfolioParams, deviation: np.ndarray, band: float | np.ndarray, slack: float | np.ndarray
+    env: HybridPortfolioEnv, deviation: np.ndarray, band: float | np.ndarray, slack: float | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     The rule of :class:`NoTradeBand`.
 
-    :param params: of the problem
+    :param env: the problem
     :param deviation: w - w*, shape ``(batch, n_assets)``
     :param band: shared by the batch, or one for each row
     :param slack: likewise
-    :return: regimes, shape ``(batch,)``, and points, shape ``(batch, n_assets)``
+    :return: regimes and points
     """
+    params = env.params
     far = np.sqrt(((deviation @ params.covariance) * deviation).sum(axis=1)) > band
     left = np.reshape(slack, (-1, 1)) * weight_volatility(params)
-    goal = params.target + np.clip(deviation, -left, left)
-    return far.astype(np.int64), far[:, None] * np.maximum(goal, 0.0)  # weights of 0 may be rounded below it
+    trades = far[:, None] & ((np.abs(deviation) > left) | (not env.per_asset))
+    return as_action(env.per_asset, trades, params.target + np.clip(deviation, -left, left))
+
+
+def banded_apart(
+    env: HybridPortfolioEnv, deviation: np.ndarray, band: np.ndarray, slack: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The rule of :class:`AssetBands`.
+
+    :param env: the problem
+    :param deviation: w - w*, shape ``(batch, n_assets)``
+    :param band: shape ``(n_assets,)``, or one for each row
+    :param slack: likewise
+    :return: regimes and points
+    """
+    volatility = weight_volatility(env.params)
+    trades = np.abs(deviation) > band * volatility
+    left = np.minimum(slack, band) * volatility
+    return as_action(env.per_asset, trades, env.params.target + np.where(trades, np.clip(deviation, -left, left), deviation))
+
+
+def as_action(per_asset: bool, trades: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param per_asset: whether each asset has a factor of its own
+    :param trades: which assets are traded, bool, shape ``(batch, n_assets)``
+    :param goal: to which weights, those of assets not traded being the present ones, same shape
+    :return: regimes, shape ``(batch, n_assets)`` or ``(batch,)``, and points, shape ``(batch, n_assets)``
+    """
+    goal = np.maximum(goal, 0.0)  # weights of 0 may be rounded below it
+    if per_asset:
+        return trades.astype(np.int64), trades * goal
+    due = np.any(trades, axis=1)
+    return due.astype(np.int64), due[:, None] * goal

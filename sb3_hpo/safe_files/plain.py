@@ -32,12 +32,13 @@ SCHEDULES = (
 )
 ARRAYS = ("action_bounds", "action_scale", "observation_scale")
 """Arguments of the policy that are tensors of the file."""
+PATHS = ("linear_path", "quadratic_path")
 INTEGERS = ("factor_of", "active_limits")
 """Arguments of the policy that are lists of integers, or nothing."""
 OTHER_POLICY_KEYS = (
-    *("autoregressive", "linear_path", "log_std_init", "net_arch", "normalize_images", "optimizer_kwargs", "ortho_init"),
+    *("autoregressive", "log_std_init", "net_arch", "normalize_images", "optimizer_kwargs", "ortho_init"),
     "points_see_regime",
-    *INTEGERS,
+    *(*INTEGERS, *PATHS),
 )
 POLICY_KEYS = (*CLASSES, *OTHER_POLICY_KEYS)
 MAX_LAYERS = 64
@@ -157,7 +158,7 @@ def policy_arguments(given: dict[str, Any], tensors: dict[str, np.ndarray]) -> d
                 key: [float(beta) for beta in entry] if key == "betas" else scalar(f"{where}.{key}", entry)
                 for key, entry in require_keys(where, value, (), OPTIMIZER_KEYS).items()
             }
-        elif name == "linear_path" and value is not None:
+        elif name in PATHS and value is not None:
             plain[name] = [str(network) for network in value]
         elif name in INTEGERS and value is not None:
             plain[name] = [int(number) for number in value]
@@ -196,7 +197,7 @@ def read_policy_arguments(plain: Any) -> dict[str, Any]:
                 elif isinstance(entry, str) or read_scalar(f"{where}.{key}", entry) is None:
                     raise ValueError(f"{where}.{key}: must be a number or a switch, got {shown(entry)}")
             arguments[name] = value
-        elif name == "linear_path" and value is not None:
+        elif name in PATHS and value is not None:
             if not (isinstance(value, list) and all(isinstance(network, str) for network in value)):
                 raise ValueError(f"{where}: must be names of networks, got {shown(value)}")
             arguments[name] = value

@@ -28,7 +28,8 @@ def rows_of(state, index):
 
 
 def to_single(action):
-    return action.regime[0].numpy(), action.point[0].numpy()
+    regime = action.regime[0].numpy()
+    return (regime if regime.ndim else int(regime)), action.point[0].numpy()
 
 
 def assert_close_rows(got, expected):
@@ -270,7 +271,7 @@ def test_an_observation_in_the_users_hands_is_not_the_state(env, draw_action):
 
 def test_the_box_of_the_action_space_is_the_hull_of_the_regimes_bounds(env):
     regimes, box = env.action_space.spaces
-    largest = regimes.nvec.max() if env.factors.many else regimes.n
+    largest = regimes.nvec.max() if isinstance(regimes, gym.spaces.MultiDiscrete) else regimes.n
     assert env.action_bounds.shape == (largest, *box.shape, 2) == (env.n_regimes, env.action_size, 2)
     np.testing.assert_array_equal(box.low, env.action_bounds[..., 0].min(axis=0))
     np.testing.assert_array_equal(box.high, env.action_bounds[..., 1].max(axis=0))

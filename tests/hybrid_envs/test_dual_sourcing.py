@@ -77,6 +77,25 @@ def test_each_source_that_is_used_charges_its_fixed_cost_once_for_all_items():
     assert rewards.tolist() == [0.0, -10.0, -100.0, -110.0]
 
 
+def test_each_item_that_uses_a_source_charges_its_own_fixed_cost_where_items_choose():
+    kwargs = TWO_ITEMS | {"regular_fixed_cost": [10.0, 20.0], "expedited_fixed_cost": 100.0}
+    env = HybridDualSourcingEnv(**kwargs, lead_time=1, per_item=True)
+    regimes = torch.tensor([[0, 0], [1, 0], [1, 1], [2, 1], [3, 3]])
+    points = torch.tensor([[1.0, 2.0, 3.0, 4.0]]).expand(5, -1)
+    result = env.step_torch(env.initial(5, torch.Generator()), HybridAction(regimes, points), torch.zeros(5, 2))
+    # what is left is held at 1 and 2; units of the expedited source cost 3 and 4 more
+    assert result.reward.tolist() == [0, -10, -30, -(100 + 20 + 9 + 3), -(230 + 9 + 16 + 3 + 8)]
+    assert result.state.stock[:, 0].tolist() == [[0, 0], [1, 0], [1, 2], [3, 2], [4, 6]]
+
+
+def test_both_quantities_of_an_item_answer_to_its_factor():
+    env = HybridDualSourcingEnv(3, per_item=True)
+    assert env.factors.sizes == (4, 4, 4) and env.factors.factor_of.tolist() == [0, 1, 2, 0, 1, 2]
+    np.testing.assert_array_equal(env.action_bounds, HybridDualSourcingEnv(3).action_bounds)
+    np.testing.assert_array_equal(env.action_scale, HybridDualSourcingEnv(3).action_scale)
+    assert env.params.regular_fixed_cost.tolist() == [5.0] * 3 and env.params.expedited_fixed_cost.tolist() == [10.0] * 3
+
+
 def test_a_source_that_is_not_used_is_bounded_to_zero():
     bounds = HybridDualSourcingEnv(2).action_bounds
     assert (bounds[..., 0] == 0).all()
@@ -149,6 +168,12 @@ def test_the_picture_grows_with_the_episode():
         ({"n_items": 2, "premium": [1.0, np.nan]}, r"premium\[1\] = nan: must be finite and >= 0"),
         ({"holding_cost": -1.0}, r"holding_cost\[0\] = -1.0: must be finite and >= 0"),
         ({"underage_cost": np.inf}, r"underage_cost\[0\] = inf: must be finite and >= 0"),
+        ({"per_item": 1}, r"per_item must be True or False, got 1"),
+        ({"n_items": 2, "regular_fixed_cost": [1.0, 2.0]}, r"regular_fixed_cost must be a scalar or have shape \(\), got"),
+        (
+            {"n_items": 2, "per_item": True, "expedited_fixed_cost": [1.0, -2.0]},
+            r"expedited_fixed_cost\[1\] = -2.0: must be finite and >= 0",
+        ),
         ({"regular_fixed_cost": -5.0}, r"regular_fixed_cost = -5.0: must be finite and >= 0"),
         ({"expedited_fixed_cost": np.nan}, r"expedited_fixed_cost = nan: must be finite and >= 0"),
         ({"mean_demand": 0.0}, r"mean_demand\[0\] = 0.0: must be finite and > 0"),
@@ -314,6 +339,36 @@ def test_the_capped_dual_index_policy_is_within_one_percent_of_the_optimum(kwarg
     assert 0.999 < ratio < 1.01
     assert policy.cost == pytest.approx(optimum.cost, rel=0.02)
     assert 0 < policy.half_width < 0.01 * policy.cost
+
+
+def test_items_that_choose_by_themselves_cost_what_each_costs_alone():
+    kwargs = {"mean_demand": [2.0, 1.0], "regular_fixed_cost": [5.0, 2.0]}
+    env = HybridDualSourcingEnv(2, per_item=True, **kwargs)
+    optimum = DualSourcingOptimum(env)
+    alone = [
+        HybridDualSourcingEnv(mean_demand=mean, regular_fixed_cost=cost) for mean, cost in zip(*kwargs.values(), strict=True)
+    ]
+    assert optimum.cost == pytest.approx(np.mean([DualSourcingOptimum(item).cost for item in alone]))
+    costs = evaluate(env, optimum, 500, seed=5)
+    assert costs.mean() == pytest.approx(optimum.cost, abs=4 * costs.std() / len(costs) ** 0.5 + 0.003 * optimum.cost)
+    assert isinstance(best_dual_sourcing(env), DualSourcingOptimum)
+
+
+def test_capped_orders_of_items_that_choose_by_themselves_are_due_by_themselves():
+    env = HybridDualSourcingEnv(2, per_item=True)
+    policy = CappedDualIndex(env, Levels(5.0, [2.0, 1.0], 12.0, 5.0, [0.0, 4.0]))
+    stock = np.array([[[2.0, 4.0], [1.0, 5.0]], [[4.0, 5.0], [3.0, 4.0]]])  # on hand, then on order, of two states
+    regimes, points = policy.act((stock / 2.0).reshape(2, -1).astype(np.float32), np.zeros(2))
+    # 3 and 1 are short, and due; then 12 - 6 and 12 - 10 lack; then 1 and 0 are short: not due; 5 and 3 lack
+    assert regimes.tolist() == [[3, 2], [1, 0]]
+    assert points.tolist() == [[5, 0, 3, 1], [5, 0, 0, 0]]
+
+
+def test_the_search_finds_levels_for_items_that_choose_by_themselves():
+    env = HybridDualSourcingEnv(2, per_item=True, mean_demand=[2.0, 3.0])
+    policy, optimum = CappedDualIndex.best(env), DualSourcingOptimum(env)
+    assert policy.levels.least_regular.shape == (2,)
+    assert 0.99 * optimum.cost < policy.cost < 1.05 * optimum.cost
 
 
 @pytest.mark.slow

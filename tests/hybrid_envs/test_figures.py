@@ -3,13 +3,15 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
-from hybrid_envs.core import HybridEnv
+from hybrid_envs.core import Frame, HybridEnv
 from hybrid_envs.evaluation import Choices, greedy_episode, policy_figure, reference_policy
-from hybrid_envs.rendering import to_rgb_array
+from hybrid_envs.rendering import draw_episode, regimes_taken, to_rgb_array
 from hybrid_envs.solvers import SingleItemSS, SingleMode
 from hybrid_envs.switched_lqr.figures import leading_directions
+from tests.factored import BreweryEnv
 
 
 def order_up_to(env, s, S):
@@ -128,12 +130,33 @@ def test_three_modes_have_three_colours_in_figure_and_legend():
     assert to_rgb_array(figure).shape == (1080, 750, 3)
 
 
+def test_with_minor_costs_the_level_counts_the_items_that_are_likely_on_the_order():
+    env = HybridInventoryEnv(2, mean_demand=10.0, minor_fixed_cost=5.0, lead_time=1)
+
+    def first_item_only(observation):
+        position = observation[:, :2]  # of lead time 1: what is on hand, in periods
+        order = (position.mean(axis=1) <= 1.5).astype(np.float64)
+        probabilities = np.stack([order, np.ones(len(order)), np.zeros(len(order))], axis=1)  # of the order, of items 0 and 1
+        points = np.zeros((len(order), 2, 2))
+        points[:, 1] = 10.0 * (4.0 - position)
+        return Choices(np.stack([1 - probabilities, probabilities], axis=2), points.astype(np.float32))
+
+    upper, lower = policy_figure(env, first_item_only).axes
+    position, order = upper.lines[0].get_data()
+    assert (order == (position <= 1.5)).all()
+    _, level = lower.lines[1].get_data()
+    np.testing.assert_allclose(level, (position + 4.0) / 2, rtol=1e-5)  # one at 4, the other where it was
+    _, dots = lower.lines[3].get_data()
+    assert np.isnan(dots[1::2]).all() and np.allclose(dots[::2], 4.0, atol=1e-4)
+
+
 def test_every_environment_draws_any_policy_or_says_that_it_has_no_figure(env: HybridEnv):
     def uniform(observation):
         assert observation.dtype == np.float32 and observation.shape[1:] == env.observation_space.shape
         low, high = np.where(np.isfinite(env.action_bounds), env.action_bounds, [-1.0, 1.0]).transpose(2, 0, 1)
         points = np.broadcast_to((low + high) / 2, (len(observation), *low.shape)).astype(np.float32)
-        return Choices(np.full((len(observation), env.n_regimes), 1 / env.n_regimes, np.float32), points)
+        flat = torch.cat([torch.full((size,), 1 / size) for size in env.factors.sizes])
+        return Choices(env.factors.by_factor(flat.expand(len(observation), -1), 0.0).numpy(), points)
 
     figure = policy_figure(env, uniform)
     assert figure is None or to_rgb_array(figure).std() > 0
@@ -159,3 +182,33 @@ def test_one_decorator_each_gives_an_environment_of_ones_own_its_reference_and_i
     assert isinstance(reference_policy(env), SingleMode) and isinstance(reference_policy(wrapped), SingleMode)
     assert policy_figure(env, "policy") == policy_figure(wrapped, "policy") == "OwnEnv policy"
     assert reference_policy(gym.make("CartPole-v1")) is None and policy_figure(gym.make("CartPole-v1"), "policy") is None
+
+
+@pytest.mark.parametrize("limits", [None, (1, 2)])
+def test_an_episode_of_several_factors_keeps_to_masks_and_limits(limits):
+    env = BreweryEnv(6, active_limits=limits)
+    taken = []
+
+    def eager(observation):
+        """Wants the last position of every valve, which is forbidden every other time, and too much with limits."""
+        probabilities = np.array([[[0.1, 0.9, 0.0], [0.1, 0.2, 0.7], [0.2, 0.8, 0.0]]])
+        return Choices(probabilities, np.ones((1, 3, 4), np.float32))
+
+    step = env.step_torch
+    env.step_torch = lambda state, action, noise: taken.append((state, action)) or step(state, action, noise)
+    observations, choices = greedy_episode(env, eager)
+    assert (observations.shape, choices.probabilities.shape, choices.points.shape) == ((6, 6), (6, 3, 3), (6, 3, 4))
+    assert all(env.factors.permits(action.regime, env.regime_mask(state)).all() for state, action in taken)
+    if limits is None:
+        assert [action.regime[0].tolist() for _, action in taken] == [[1, 2, 1], [1, 0, 1]] * 3
+
+
+@pytest.mark.parametrize("crowd", [3, 12])
+def test_an_episode_of_several_factors_is_drawn_with_how_many_are_in_each_regime(crowd):
+    frames = [Frame(None, None, 0.0)] + [Frame(None, np.array([1, t % 2, 0]), 1.0 + t) for t in range(5)]
+    series = np.random.default_rng(0).normal(size=(6, crowd))
+    assert regimes_taken(frames).tolist() == [[-1, -1, -1], *([1, t % 2, 0] for t in range(5))]
+    assert regimes_taken(frames[:1]).tolist() == [-1]
+    pictures = [draw_episode(frames[:k], series[:k], "level", {0: "off", 1: "on"}, 8) for k in (1, 6)]
+    assert all(picture.shape == (480, 640, 3) and picture.std() > 0 for picture in pictures)
+    assert (pictures[0] != pictures[1]).any()

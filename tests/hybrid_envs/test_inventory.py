@@ -50,6 +50,50 @@ def test_lost_sales_with_lead_time_two_by_hand():
     assert costs == [9 * 3 + 7 * 4 + 50, 9 * 2 + 7 * 1, 1 * 7 + 2 * 2 + 50]
 
 
+def test_with_minor_costs_an_item_is_ordered_if_there_is_an_order_and_it_is_on_it():
+    env = HybridInventoryEnv(**TWO_ITEMS, lead_time=2, minor_fixed_cost=[3.0, 11.0])
+    actions = [([1, 0, 1], [0.0, 5.0]), ([0, 1, 1], [7.0, 7.0]), ([1, 1, 1], [4.0, 0.0]), ([1, 0, 0], [0.0, 0.0])]
+    stocks, costs = play(env, [*DEMAND, [1.0, 1.0]], actions)
+    assert [stock[1] for stock in stocks] == [[0.0, 5.0], [0.0, 0.0], [4.0, 0.0], [0.0, 0.0]]
+    assert [stock[0] for stock in stocks] == [[-3.0, -4.0], [-5.0, 0.0], [-10.0, -3.0], [-7.0, -4.0]]
+    # an order of nothing but item 1; none, for want of the first factor; both, one of them in vain; none, for want of items
+    running = [9 * 3 + 7 * 4, 9 * 5 + 7 * 5, 9 * 10 + 7 * 3, 9 * 11 + 7 * 4]
+    assert costs == [running[0] + 50 + 11, running[1], running[2] + 50 + 3 + 11, running[3]]
+
+
+def test_with_minor_costs_the_first_factor_bounds_nothing_and_each_other_its_item():
+    env = HybridInventoryEnv(3, minor_fixed_cost=5.0)
+    assert env.action_space.spaces[0].nvec.tolist() == [2, 2, 2, 2]
+    assert env.factors.factor_of.tolist() == [1, 2, 3]
+    assert env.action_bounds.tolist() == [[[0.0, 0.0]] * 3, [[0.0, np.inf]] * 3]
+    assert env.params.minor_fixed_cost.tolist() == [5.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("minor_fixed_cost", "message"),
+    [
+        (-1.0, r"minor_fixed_cost\[0\] = -1.0: must be finite and >= 0"),
+        ([1.0, np.nan], r"minor_fixed_cost\[1\] = nan: must be finite and >= 0"),
+        ([1.0, 2.0, 3.0], r"minor_fixed_cost must be a scalar or have shape \(2,\), got shape \(3,\)"),
+        ("dear", r"minor_fixed_cost must be numeric, got 'dear'"),
+    ],
+)
+def test_bad_minor_costs_are_named(minor_fixed_cost, message):
+    with pytest.raises(ValueError, match=message):
+        HybridInventoryEnv(2, minor_fixed_cost=minor_fixed_cost)
+
+
+def test_an_item_that_is_off_the_order_has_no_gradient_and_one_that_is_on_it_its_own():
+    env = HybridInventoryEnv(**TWO_ITEMS, lead_time=1, minor_fixed_cost=[3.0, 11.0])
+    order = torch.tensor([[12.0, 5.0]], requires_grad=True)
+    state = env.initial(1, torch.Generator())
+    first = env.step_torch(state, HybridAction(torch.tensor([[1, 1, 0]]), order), torch.tensor([[3.0, 4.0]]))
+    none = HybridAction(torch.tensor([[0, 0, 0]]), torch.zeros(1, 2))
+    second = env.step_torch(first.state, none, torch.tensor([[2.0, 6.0]]))
+    (gradient,) = torch.autograd.grad(second.reward.sum(), order)
+    assert gradient.tolist() == [[-1.0, 0.0]]
+
+
 def test_lead_time_one_puts_an_order_on_hand_in_the_next_period():
     stocks, costs = play(HybridInventoryEnv(**TWO_ITEMS, lead_time=1), DEMAND, ACTIONS)
     assert stocks == [[[9.0, 1.0]], [[7.0, 0.0]], [[6.0, 3.0]]]
@@ -113,6 +157,11 @@ def test_regime_zero_orders_nothing_and_regime_one_any_amount():
 def test_the_action_scale_is_wilsons_lot_size():
     # √(2·25·10/1) = √(2·25·20/2) = √500, the fixed cost of 50 shared by two items
     np.testing.assert_allclose(HybridInventoryEnv(**TWO_ITEMS).action_scale, [500**0.5, 500**0.5], rtol=1e-6)
+
+
+def test_the_action_scale_counts_an_items_own_fixed_cost():
+    scale = HybridInventoryEnv(**TWO_ITEMS, minor_fixed_cost=[0.0, 75.0]).action_scale
+    np.testing.assert_allclose(scale, [500**0.5, 2000**0.5], rtol=1e-6)  # the second: √(2·(25 + 75)·20/2)
 
 
 def test_the_action_scale_is_no_less_than_a_periods_demand():

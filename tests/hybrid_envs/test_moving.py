@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hybrid_envs import HybridAction, HybridMovingEnv, HybridSlidingEnv
+from hybrid_envs import HybridAction, HybridMovingEnv, HybridSlidingEnv, check_hybrid_env
 from hybrid_envs.moving.env import ACCELERATE, BRAKE, TURN, MovingState
 from hybrid_envs.solvers import AlignAndStop, evaluate, success_rate
 
@@ -229,6 +229,62 @@ def test_gradients_are_finite_at_rest_on_the_centre_of_the_target():
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(outcome, leaves))
 
 
+# ---- a regime for each agent -------------------------------------------------------------------------------------------
+
+
+def test_with_own_regimes_each_agent_does_its_own_thing():
+    env = HybridMovingEnv(3, regimes="own").to(dtype=torch.float64)
+    assert env.action_space[0] == gym.spaces.MultiDiscrete([3, 3, 3])
+    state = MovingState(
+        torch.tensor([[[-0.5, 0.0], [0.0, 0.5], [0.2, 0.2]]], dtype=torch.float64),
+        torch.tensor([[[0.0, 0.0], [0.2, 0.0], [0.0, 0.3]]], dtype=torch.float64),
+        torch.zeros(1, 3, dtype=torch.float64),
+        torch.zeros(1, 3, 2, dtype=torch.float64),
+        torch.tensor([0]),
+    )
+    action = HybridAction(torch.tensor([[ACCELERATE, TURN, BRAKE]]), torch.full((1, 6), 1.0, dtype=torch.float64))
+    following = env.step_torch(state, action, torch.empty(1, 0)).state
+    np.testing.assert_allclose(following.velocity[0], [[0.5, 0.0], [0.0, 0.2], [0.0, 0.2]], atol=1e-15)
+    np.testing.assert_allclose(following.heading[0], [0.0, np.pi / 2, 0.0])
+
+
+@BOTH
+@pytest.mark.parametrize("n_agents", [1, 2, 5])
+def test_agents_that_happen_to_agree_move_as_under_a_common_regime(env_class, n_agents):
+    shared, own = env_class(n_agents), env_class(n_agents, regimes="own")
+    generator = torch.Generator().manual_seed(0)
+    states = [shared.initial(20, generator)] * 2
+    for _ in range(6):
+        regime = torch.randint(3, (20,), generator=generator)
+        point = 2 * torch.rand(20, 2 * n_agents, generator=generator) - 1
+        results = [
+            env.step_torch(state, HybridAction(x, point), torch.empty(20, 0))
+            for env, state, x in zip((shared, own), states, (regime, regime[:, None].repeat(1, n_agents)), strict=True)
+        ]
+        states = [result.state for result in results]
+        for left, right in zip(*states, strict=True):
+            assert torch.equal(left, right)
+        assert torch.equal(results[0].reward, results[1].reward)
+
+
+@BOTH
+@pytest.mark.parametrize("n_agents", [1, 2, 5])
+def test_the_reference_controller_arrives_sooner_with_own_regimes(env_class, n_agents):
+    costs = {}
+    for regimes in ("shared", "own"):
+        env = env_class(n_agents, regimes=regimes)
+        assert success_rate(env, AlignAndStop(env), 64, seed=0) == 1.0
+        costs[regimes] = evaluate(env, AlignAndStop(env), 64, seed=0)
+    assert costs["own"].mean() <= costs["shared"].mean() + 1e-6
+    if n_agents == 1:
+        np.testing.assert_array_equal(costs["own"], costs["shared"])
+
+
+@BOTH
+def test_moving_with_own_regimes_keeps_the_contract(env_class):
+    check_hybrid_env(env_class(2, regimes="own", max_acceleration=2.0, horizon=30))
+
+
 # ---- the reference controller, and figures -----------------------------------------------------------------------------
 
 
@@ -281,6 +337,7 @@ def test_success_is_told_from_the_costs_of_an_episode():
         ({"max_acceleration": -1.0}, r"max_acceleration = -1.0: must be finite and > 0"),
         ({"break_value": 0.0}, r"break_value = 0.0: must be finite and > 0"),
         ({"delta_t": np.nan}, r"delta_t = nan: must be finite and > 0"),
+        ({"regimes": "each"}, "regimes must be 'shared' or 'own', got 'each'"),
         ({"penalty": -0.1}, r"penalty = -0.1: must be finite and >= 0"),
     ],
 )
@@ -297,3 +354,15 @@ def test_the_picture_shows_the_field_with_paths_and_targets():
         env.step((ACCELERATE, np.array([1.0, 1.0, 0.0, 0.0], dtype=np.float32)))
     assert empty.shape == env.render().shape == (480, 480, 3)
     assert (empty != env.render()).any()
+
+
+def test_the_picture_marks_each_path_by_the_regimes_of_its_agent():
+    pictures = []
+    for regime in ([ACCELERATE, BRAKE], [BRAKE, ACCELERATE]):
+        env = gym.make("HybridMoving-v0", n_agents=2, regimes="own", render_mode="rgb_array")
+        env.reset(seed=0)
+        assert env.render().shape == (480, 480, 3)
+        for _ in range(10):
+            env.step((np.array(regime), np.zeros(4, dtype=np.float32)))  # nobody moves
+        pictures.append(env.render())
+    assert (pictures[0] != pictures[1]).any()

@@ -108,12 +108,43 @@ class Modern(Goal):
         return observation, reward, False, done, info
 
 
+class Boiler(Peer):
+    """A Dict with several choices."""
+
+    action_space = SimpleNamespace(
+        spaces=OrderedDict(mode=old_discrete(3), valve=old_discrete(2), power=old_box([0.0, -1.0], [5.0, 1.0]))
+    )
+
+    def step(self, action):
+        return super().step(tuple(action.values()))
+
+    def reward(self, mode, valve, power):
+        return float(mode - valve - np.abs(power).sum())
+
+
+class Plant(Peer):
+    """Dicts in a Tuple, a MultiDiscrete, Boxes of any shape, choices that count from elsewhere; Gymnasium's spaces."""
+
+    action_space = gymnasium.spaces.Tuple(
+        (
+            gymnasium.spaces.Dict(heat=gymnasium.spaces.Box(0, 2, (2, 1)), on=gymnasium.spaces.Discrete(2, start=1)),
+            gymnasium.spaces.MultiDiscrete([3, 4], start=[0, -1]),
+            gymnasium.spaces.Box(-1, np.inf, ()),
+        )
+    )
+
+    def step(self, action):
+        assert action in self.action_space
+        self.received.append(action)
+        return self.observe(), float(action[1].sum() - action[2]), False, {}
+
+
 class Mute(Moving):
     seed = property()  # raises AttributeError: there is none
 
 
 SOCCER = {"boxes_of": [[0, 1], [2], [3, 4]]}
-PEERS = [(Moving, {}), (Platform, {}), (Goal, {}), (Soccer, SOCCER), (Modern, {})]
+PEERS = [(Moving, {}), (Platform, {}), (Goal, {}), (Soccer, SOCCER), (Modern, {}), (Boiler, {}), (Plant, {})]
 every_peer = pytest.mark.parametrize(("peer", "kwargs"), PEERS, ids=lambda value: getattr(value, "__name__", ""))
 
 
@@ -167,6 +198,71 @@ def test_actions_arrive_in_the_layout_of_the_environment(peer, kwargs, action, e
         return tuple(map(plain, value)) if isinstance(value, tuple) else getattr(value, "tolist", lambda: value)()
 
     assert plain(inner.received[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("space", "regimes", "point"),
+    [
+        (Boiler.action_space, gymnasium.spaces.MultiDiscrete([3, 2]), [[0, 5], [-1, 1]]),
+        (Plant.action_space, gymnasium.spaces.MultiDiscrete([2, 3, 4]), [[0, 2], [0, 2], [-1, np.inf]]),
+        (
+            old_tuple(old_discrete(2), old_discrete(4), old_box([0.0], [1.0])),
+            gymnasium.spaces.MultiDiscrete([2, 4]),
+            [[0, 1]],
+        ),
+        (
+            old_tuple(old_discrete(2), old_tuple(old_box([0.0], [1.0]), old_discrete(3))),
+            gymnasium.spaces.MultiDiscrete([2, 3]),
+            [[0, 1]],
+        ),
+        (old_tuple(old_box([0.0], [1.0]), old_discrete(2)), gymnasium.spaces.Discrete(2), [[0, 1]]),
+        (
+            gymnasium.spaces.Dict(left=Plant.action_space[0], right=Plant.action_space[0]),
+            gymnasium.spaces.MultiDiscrete([2, 2]),
+            [[0, 2]] * 4,
+        ),
+        (
+            gymnasium.spaces.Dict(regime=gymnasium.spaces.Discrete(2), point=gymnasium.spaces.Box(0, 1, (2,))),
+            gymnasium.spaces.Discrete(2),
+            [[0, 1]] * 2,
+        ),
+        (
+            gymnasium.spaces.Tuple((gymnasium.spaces.MultiDiscrete([2, 3]), gymnasium.spaces.Box(0, 1, (2,)))),
+            gymnasium.spaces.MultiDiscrete([2, 3]),
+            [[0, 1]] * 2,
+        ),
+    ],
+    ids=str,
+)
+def test_choices_of_a_nest_become_factors_and_its_boxes_the_point(space, regimes, point):
+    inner = Moving()
+    inner.action_space = space
+    env = PeerEnvWrapper(inner)
+    low, high = np.float32(point).T
+    assert env.action_space == gymnasium.spaces.Tuple((regimes, gymnasium.spaces.Box(low, high)))
+    assert (env.action_bounds == np.float32(point)).all()
+    assert env.factors.many == isinstance(regimes, gymnasium.spaces.MultiDiscrete)
+
+
+def test_actions_of_a_nest_arrive_in_its_layout():
+    boiler, plant = Boiler(), Plant()
+    env = PeerEnvWrapper(boiler)
+    env.reset(seed=0)
+    assert env.step((np.array([2, 1]), np.array([4.0, -0.5])))[1] == 2 - 1 - 4.5
+    env = PeerEnvWrapper(plant)
+    env.reset(seed=0)
+    env.step((np.array([1, 2, 3]), np.array([0.5, 1.5, 7.0])))
+    ((parts, choices, flow),) = plant.received
+    assert (list(parts), parts["on"], parts["heat"].tolist()) == (["heat", "on"], 2, [[0.5], [1.5]])
+    assert (choices.tolist(), float(flow)) == ([2, 2], 7.0)
+    for bad in ((np.array([1, 3, 0]), np.ones(3)), (np.array([1, 0]), np.ones(3)), (1, np.ones(3))):
+        with pytest.raises(ValueError, match=r"Plant: the action .* is outside Tuple"):
+            env.step(bad)
+
+
+def test_boxes_of_is_refused_for_a_nest():
+    with pytest.raises(ValueError, match=r"Boiler: boxes_of = \[\[0\]\] is for one Discrete"):
+        PeerEnvWrapper(Boiler(), boxes_of=[[0]])
 
 
 def test_tuple_and_dict_observations_become_one_vector_with_bounds_and_scale():
@@ -234,13 +330,13 @@ def test_an_environment_that_cannot_be_seeded_is_pointed_out():
     "space",
     [
         old_box([0.0], [1.0]),
-        old_tuple(old_box([0.0], [1.0]), old_discrete(2)),
         old_tuple(old_discrete(2)),
         old_tuple(old_discrete(2), old_tuple()),
         old_tuple(old_discrete(2), old_discrete(3)),
-        old_tuple(old_discrete(2), old_tuple(old_box([0.0], [1.0]), old_discrete(3))),
+        old_tuple(old_discrete(2), old_tuple(old_discrete(3), old_box([], []))),
         gymnasium.spaces.Tuple((gymnasium.spaces.MultiBinary(2), gymnasium.spaces.Box(0, 1, (2,)))),
-        gymnasium.spaces.Dict(regime=gymnasium.spaces.Discrete(2), point=gymnasium.spaces.Box(0, 1, (2,))),
+        gymnasium.spaces.Dict(regime=gymnasium.spaces.MultiBinary(2), point=gymnasium.spaces.Box(0, 1, (2,))),
+        gymnasium.spaces.Dict(regime=gymnasium.spaces.Discrete(2), valve=gymnasium.spaces.Discrete(2)),
     ],
     ids=str,
 )

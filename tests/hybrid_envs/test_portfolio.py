@@ -10,7 +10,7 @@ import torch
 from hybrid_envs import HybridAction, HybridPortfolioEnv
 from hybrid_envs.portfolio.env import PortfolioState, weight_volatility
 from hybrid_envs.portfolio.policies import best_rebalancing
-from hybrid_envs.solvers import NoTradeBand, RebalancingOptimum, evaluate, reference_policy
+from hybrid_envs.solvers import AssetBands, NoTradeBand, RebalancingOptimum, evaluate, reference_policy
 
 TWO_ASSETS = {
     "n_assets": 2,
@@ -49,6 +49,54 @@ def test_a_period_of_rebalancing_by_hand():
     np.testing.assert_allclose(result.state.weight, [[0.48 / 1.03, 0.2 / 1.03]], rtol=1e-6)
     growth_lost = 0.5 * 0.04 * 0.1**2 - math.log(1 - 0.01 - 0.01 - 0.04)
     assert result.reward.item() == pytest.approx(-1e4 * growth_lost, rel=1e-6)
+
+
+def test_a_period_of_trading_one_asset_by_hand():
+    env = HybridPortfolioEnv(**TWO_ASSETS, fixed_cost_per_asset=[0.02, 0.03]).to(dtype=torch.float64)
+    _, state = two_assets()
+    result = env.step_torch(state, act([1, 0], [0.4, 0.0]), torch.tensor(RETURNS).double())
+    # 0.1 bought at 10 %; 1 % for a trade, 2 % for that of asset 0; wealth 0.15 + 0.48 + 0.36
+    np.testing.assert_allclose(result.state.weight, [[0.48 / 0.99, 0.36 / 0.99]], rtol=1e-6)
+    shortfall = 0.5 * (0.04 * 0.01 - 2 * 0.01 * 0.1 * 0.2 + 0.09 * 0.04)
+    assert result.reward.item() == pytest.approx(-1e4 * (shortfall - math.log(1 - 0.01 - 0.02 - 0.01)), rel=1e-6)
+
+
+def test_assets_that_are_traded_share_what_the_others_leave():
+    env = HybridPortfolioEnv(3, fixed_cost_per_asset=1e-4).to(dtype=torch.float64)
+    state = PortfolioState(torch.tensor([[0.3, 0.45, 0.1]]).double(), torch.zeros(1, dtype=torch.int64))
+    still = torch.zeros(1, 3).double()
+    for regime, point, weights in [
+        ([1, 0, 1], [0.2, 0.0, 0.3], [0.2, 0.45, 0.3]),  # it fits in what is left, 0.55
+        ([1, 0, 1], [1.0, 0.0, 1.2], [0.25, 0.45, 0.3]),
+        ([1, 0, 1], [0.0, 0.0, 0.0], [0.0, 0.45, 0.0]),
+        ([1, 1, 1], [1.0, 2.0, 1.0], [0.25, 0.5, 0.25]),  # all of them: as where the assets have no factors
+        ([0, 0, 0], [0.0, 0.0, 0.0], [0.3, 0.45, 0.1]),
+    ]:
+        np.testing.assert_allclose(env.step_torch(state, act(regime, point), still).state.weight, [weights], atol=1e-12)
+
+
+def test_there_is_a_finite_gradient_even_where_nothing_is_left_to_share():
+    env = HybridPortfolioEnv(2, fixed_cost_per_asset=1e-4)
+    state = PortfolioState(torch.tensor([[0.0, 1.0]], requires_grad=True), torch.zeros(1, dtype=torch.int64))
+    for bought in (0.0, 0.5):
+        point = torch.tensor([[bought, 0.0]], requires_grad=True)
+        result = env.step_torch(state, HybridAction(torch.tensor([[1, 0]]), point), torch.zeros(1, 2))
+        assert result.state.weight.tolist() == [[0.0, 1.0]]
+        gradients = torch.autograd.grad(result.reward.sum() + result.state.weight[0, 0], [point, state.weight])
+        assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_trading_all_assets_costs_the_sum_more_where_each_has_its_own_cost():
+    env, state = two_assets()
+    dearer = HybridPortfolioEnv(**TWO_ASSETS, fixed_cost_per_asset=[0.02, 0.03]).to(dtype=torch.float64)
+    noise = torch.tensor(RETURNS).double()
+    together, apart = (
+        env.step_torch(state, act(1, [0.4, 0.25]), noise),
+        dearer.step_torch(state, act([1, 1], [0.4, 0.25]), noise),
+    )
+    np.testing.assert_allclose(together.state.weight, apart.state.weight, rtol=1e-12)
+    paid = math.log(1 - 0.01 - 0.05) - math.log(1 - 0.01 - 0.05 - 0.05)
+    assert (together.reward - apart.reward).item() == pytest.approx(1e4 * paid, rel=1e-6)
 
 
 def test_what_adds_up_to_more_than_all_wealth_is_scaled_down_to_it():
@@ -141,6 +189,12 @@ def test_the_picture_grows_with_the_episode():
         ({"n_assets": 2, "proportional_cost": [0.0, -0.1]}, r"proportional_cost\[1\] = -0.1: must be finite and >= 0"),
         ({"n_assets": 2, "proportional_cost": [0.0] * 3}, r"proportional_cost must be a scalar or have shape \(2,\), got"),
         ({"fixed_cost": 0.9, "proportional_cost": 0.1}, r"fixed_cost \+ 2 \* proportional_cost = 1.1: must be < 1"),
+        ({"n_assets": 2, "fixed_cost_per_asset": [0.0, -1.0]}, r"fixed_cost_per_asset\[1\] = -1.0: must be finite and >= 0"),
+        ({"fixed_cost_per_asset": [0.0, 0.0]}, r"fixed_cost_per_asset must be a scalar or have shape \(1,\), got"),
+        (
+            {"n_assets": 2, "fixed_cost_per_asset": 0.5},
+            r"fixed_cost \+ Σ fixed_cost_per_asset \+ 2 \* proportional_cost = 1.0022: must be < 1",
+        ),
         ({"target": 0.0}, r"target\[0\] = 0.0: must be finite and > 0"),
         ({"n_assets": 2, "target": [0.5, -0.1]}, r"target\[1\] = -0.1: must be finite and > 0"),
         ({"target": 1.0}, r"target adds up to 1: must be < 1"),
@@ -257,6 +311,38 @@ def test_the_tuned_band_is_within_one_percent_of_the_optimum(kwargs):
 def test_a_bad_parameter_of_the_band_is_named_with_its_value(band, slack, message):
     with pytest.raises(ValueError, match=message):
         NoTradeBand(HybridPortfolioEnv(2), band, slack)
+
+
+def test_the_bands_of_each_asset_by_hand():
+    deviation = np.array([[0.05, 0.0], [0.11, 0.05], [-0.01, -0.3]])
+    kwargs = {"n_assets": 2, "target": [0.4, 0.2], "covariance": np.diag([0.04, 0.01])}
+    apart, together = HybridPortfolioEnv(**kwargs, fixed_cost_per_asset=1e-3), HybridPortfolioEnv(**kwargs)
+    volatility = weight_volatility(apart.params)
+    band = np.array([0.1, 0.06]) / volatility
+    regimes, points = AssetBands(apart, band, slack=[0.0, 1.0]).act(deviation, np.zeros(3))
+    assert regimes.tolist() == [[0, 0], [1, 0], [0, 1]]
+    np.testing.assert_allclose(points, [[0, 0], [0.4, 0], [0, 0.2 - volatility[1]]], rtol=1e-6)
+    regimes, points = AssetBands(together, band, slack=[0.0, 1.0]).act(deviation, np.zeros(3))
+    assert regimes.tolist() == [0, 1, 1]  # an asset that is not to be traded is traded to where it is
+    np.testing.assert_allclose(points, [[0, 0], [0.4, 0.25], [0.39, 0.2 - volatility[1]]], rtol=1e-6)
+    regimes, points = NoTradeBand(apart, band=0.02, slack=0.5).act(np.array([[0.11, 0.001]]), np.zeros(1))
+    assert regimes.tolist() == [[1, 0]]  # within its slack
+    np.testing.assert_allclose(points, [[0.4 + 0.5 * volatility[0], 0]])
+
+
+def test_one_asset_with_a_cost_of_its_own_is_one_asset_with_the_sum_of_both():
+    env, own = HybridPortfolioEnv(fixed_cost=5e-4), HybridPortfolioEnv(fixed_cost=2e-4, fixed_cost_per_asset=3e-4)
+    optimum, own_optimum = RebalancingOptimum(env), RebalancingOptimum(own)
+    assert own_optimum.cost == pytest.approx(optimum.cost, rel=1e-9)
+    assert evaluate(own, own_optimum, 32, seed=1) == pytest.approx(evaluate(env, optimum, 32, seed=1), rel=1e-4)
+    assert evaluate(own, AssetBands.best(own), 500, seed=1).mean() < 1.01 * evaluate(own, own_optimum, 500, seed=1).mean()
+
+
+def test_where_each_asset_has_its_own_cost_bands_of_their_own_are_best():
+    env = HybridPortfolioEnv(6, fixed_cost=0.0, fixed_cost_per_asset=1e-4)
+    best, together = best_rebalancing(env), NoTradeBand.best(env)
+    assert isinstance(best, AssetBands)
+    assert best.cost + best.half_width < together.cost - together.half_width
 
 
 # ---- the reference -------------------------------------------------------------------------------------------------------

@@ -5,9 +5,12 @@ import pytest
 from scipy.stats import poisson
 
 from hybrid_envs import HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs.inventory.single_item import single_items
 from hybrid_envs.solvers import (
     CanOrder,
     PeriodicReview,
+    PeriodicSS,
+    PerItemSS,
     ReferencePolicy,
     SingleItemSS,
     SingleMode,
@@ -306,9 +309,186 @@ def test_lower_bound_and_policies_bracket_the_joint_optimum_by_value_iteration()
         assert optimum < policy.cost + policy.half_width < 1.15 * optimum
 
 
+# ---- joint replenishment with minor costs ----------------------------------------------------------------------------
+
+MIXED = {
+    "n_items": 3,
+    "mean_demand": [4.0, 6.0, 3.0],
+    "holding_cost": [1.0, 0.5, 2.0],
+    "underage_cost": 9.0,
+    "fixed_cost": 10.0,
+    "minor_fixed_cost": [2.0, 40.0, 8.0],
+    "lead_time": 1,
+}
+
+
+def items_on_order(env: HybridInventoryEnv, policy: ReferencePolicy, position: list[float], period: int = 0) -> list[int]:
+    """The regimes of a policy at an inventory position; checked against the action space."""
+    observation = np.concatenate([np.array(position) / env.params.mean_demand, np.zeros(3 * env.n_items)])[None]
+    regimes, points = policy.act(observation, np.array([period]))
+    env.check_action((regimes[0], points[0]))
+    return regimes[0].tolist()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda env: PeriodicReview(env, 3, [40.0, 45.0], multiples=[1, 2]),
+        lambda env: TotalDemandTrigger(env, 30.0, [40.0, 45.0]),
+        lambda env: CanOrder(env, 15.0, [30.0, 35.0], [40.0, 45.0]),
+        lambda env: PerItemSS(env, [15.0, 20.0], [40.0, 45.0]),
+        lambda env: PeriodicSS(env, 2, [25.0, 30.0], [40.0, 45.0]),
+    ],
+)
+def test_at_minor_costs_of_zero_a_policy_costs_what_it_costs_where_an_order_is_for_all(make) -> None:
+    env, itemised = (HybridInventoryEnv(2, minor_fixed_cost=k) for k in (None, 0.0))
+    costs, of_items = (evaluate(problem, make(problem), 64, seed=2) for problem in (env, itemised))
+    # where nobody joins an order that is due, only the form without items pays for it
+    assert (of_items <= costs + 1e-4).all()
+    if not isinstance(make(env), PeriodicReview | PeriodicSS):
+        assert of_items == pytest.approx(costs, rel=1e-6)
+
+
+def test_at_minor_costs_of_zero_the_best_policies_and_the_bound_are_those_without() -> None:
+    env, itemised = (HybridInventoryEnv(3, fixed_cost=80.0, minor_fixed_cost=k) for k in (None, 0.0))
+    assert lower_bound(itemised) == lower_bound(env)
+    for family in (PeriodicReview, TotalDemandTrigger, CanOrder):
+        best, of_items = family.best(env), family.best(itemised)
+        assert of_items.cost == best.cost and (of_items.order_up_to == best.order_up_to).all()
+        assert evaluate(itemised, of_items, 64, seed=1) == pytest.approx(evaluate(env, best, 64, seed=1), rel=1e-6)
+    assert PeriodicSS.best(itemised).cost == pytest.approx(PeriodicReview.best(env).cost)  # nobody waits for free
+
+
+def test_one_item_with_a_minor_cost_is_one_item_with_the_sum_of_both_costs() -> None:
+    alone = SingleItemSS.best(HybridInventoryEnv(1, fixed_cost=60.0))
+    env = HybridInventoryEnv(1, fixed_cost=45.0, minor_fixed_cost=15.0)
+    policy, of_item = SingleItemSS.best(env), PerItemSS.best(env)
+    assert (policy.reorder_point, policy.order_up_to, policy.cost) == (alone.reorder_point, alone.order_up_to, alone.cost)
+    assert (of_item.reorder_point, of_item.order_up_to) == (alone.reorder_point, alone.order_up_to)
+    assert lower_bound(env) == pytest.approx(alone.cost, abs=1e-3)
+    assert evaluate(env, policy, 1000, seed=1).mean() == pytest.approx(alone.cost, rel=3e-3)
+
+
+@pytest.mark.parametrize("family", [PeriodicReview, PeriodicSS, PerItemSS, CanOrder, TotalDemandTrigger])
+def test_no_policy_costs_less_than_the_bound_and_each_costs_what_it_states(family) -> None:
+    env = HybridInventoryEnv(**MIXED, horizon=100)
+    policy = family.best(env)
+    costs = evaluate(env, policy, 1000, seed=4)
+    error = costs.std() / len(costs) ** 0.5
+    assert costs.mean() - 3 * error > lower_bound(env)
+    # every item is ordered seldom enough that some periods order nothing, for which a period's K is counted all the same
+    assert costs.mean() < policy.cost + 3 * (error + policy.half_width) + 0.005 * policy.cost
+    if family is not TotalDemandTrigger:
+        assert costs.mean() > 0.95 * policy.cost
+
+
+def itemised_optimum(env: HybridInventoryEnv, low: int, high: int) -> float:
+    """As joint_optimum, with minor costs: by value iteration over which of the two items are ordered."""
+    params, positions, exposure = env.params, np.arange(low, high + 1), np.arange(60)
+    n = len(positions)
+    periods, follow = np.zeros((2, n)), np.zeros((2, n, n))
+    for i, mean in enumerate(params.mean_demand):
+        left = positions[:, None] - exposure
+        per_unit = params.holding_cost[i] * np.maximum(left, 0) + params.underage_cost[i] * np.maximum(-left, 0)
+        periods[i] = per_unit @ poisson.pmf(exposure, (params.lead_time + 1) * mean)
+        for row in range(n):
+            follow[i, row, : row + 1] = poisson.pmf(row - np.arange(row + 1), mean)
+            follow[i, row, 0] += 1 - follow[i, row].sum()
+    G = periods[0][:, None] + periods[1]
+    K, (k0, k1) = params.fixed_cost, params.minor_fixed_cost
+    value = np.zeros((n, n))
+    for _ in range(2000):
+        stay = G + follow[0] @ value @ follow[1].T
+        first, second = (np.flip(np.minimum.accumulate(np.flip(stay, axis), axis), axis) for axis in (0, 1))
+        both = np.flip(np.minimum.accumulate(np.flip(first, 1), 1), 1)
+        updated = np.minimum.reduce([stay, K + k0 + first, K + k1 + second, K + k0 + k1 + both])
+        gain = (updated - value)[n // 2, n // 2]
+        value = updated - updated[n // 2, n // 2]
+    return float(gain / 2)
+
+
+def test_bound_and_policies_bracket_the_optimum_with_minor_costs_by_value_iteration() -> None:
+    env = HybridInventoryEnv(
+        2,
+        mean_demand=[1.0, 2.0],
+        holding_cost=[1.0, 0.5],
+        underage_cost=[5.0, 9.0],
+        fixed_cost=4.0,
+        minor_fixed_cost=[2.0, 9.0],
+        lead_time=1,
+    )
+    optimum = itemised_optimum(env, -25, 30)
+    assert 0.85 * optimum < lower_bound(env) < optimum
+    policies = [PeriodicReview.best(env), PeriodicSS.best(env), CanOrder.best(env), PerItemSS.best(env)]
+    for policy in policies:
+        assert optimum < evaluate(env, policy, 1000, seed=1).mean() + 0.02 < 1.25 * optimum
+    assert best_classical(env).cost < 1.06 * optimum
+
+
+def test_periodic_review_with_multiples_is_the_best_of_all_multiples() -> None:
+    env = HybridInventoryEnv(**MIXED)
+    policy, items = PeriodicReview.best(env), single_items(env)
+    least = min(
+        (sum(item.periodic(R * m)[1] + k / (R * m) for item, m, k in zip(items, multiples, (2, 40, 8), strict=True)) + 10 / R)
+        / 3
+        for R in range(1, 6)
+        for multiples in itertools.product(range(1, 7), repeat=3)
+    )
+    assert policy.cost == pytest.approx(least)
+    assert len(set(policy.multiples)) > 1
+
+
+def test_an_item_reviewed_every_other_period_has_its_optimum_by_value_iteration() -> None:
+    (item,) = single_items(HybridInventoryEnv(1, mean_demand=1.5, holding_cost=0.5, underage_cost=9.0, lead_time=1))
+    positions, demand, exposure = np.arange(-30, 41), np.arange(60), np.arange(60)
+    left = positions[:, None] - exposure
+    per_unit = 0.5 * np.maximum(left, 0) + 9.0 * np.maximum(-left, 0)
+    G = per_unit @ poisson.pmf(exposure, 2 * 1.5) + per_unit @ poisson.pmf(exposure, 3 * 1.5)  # of both periods
+    following = np.maximum(np.arange(len(positions))[:, None] - demand, 0)
+    value = np.zeros(len(positions))
+    for _ in range(2000):
+        stay = G + value[following] @ poisson.pmf(demand, 2 * 1.5)
+        least = np.minimum.accumulate(stay[::-1])[::-1]
+        updated = np.minimum(stay, 12.0 + least)
+        gain, value = (updated - value)[40], updated - updated[40]
+    assert item.reorder_costs(12.0, review_period=2).optimal_cost(12.0) == pytest.approx(gain / 2, abs=1e-6)
+
+
+def test_which_items_are_on_an_order() -> None:
+    env = HybridInventoryEnv(3, lead_time=1, minor_fixed_cost=5.0)
+    periodic = PeriodicReview(env, 2, 30.0, multiples=[1, 2, 3])
+    assert [items_on_order(env, periodic, [10.0, 10.0, 10.0], t) for t in (0, 1, 2, 4)] == [
+        [1, 1, 1, 1],
+        [0, 0, 0, 0],
+        [1, 1, 0, 0],
+        [1, 1, 1, 0],
+    ]
+    can_order = CanOrder(env, 10.0, 20.0, 30.0)
+    assert items_on_order(env, can_order, [10.0, 20.0, 21.0]) == [1, 1, 1, 0]
+    assert items_on_order(env, can_order, [11.0, 11.0, 11.0]) == [0, 0, 0, 0]
+    assert items_on_order(env, PerItemSS(env, [10.0, 11.0, 12.0], 30.0), [11.0, 11.0, 11.0]) == [1, 0, 1, 1]
+    assert items_on_order(env, PeriodicSS(env, 2, [10.0, 11.0, 12.0], 30.0), [11.0, 11.0, 11.0], 1) == [0, 0, 0, 0]
+    assert items_on_order(env, PeriodicReview(env, 2, 30.0), [30.0, 31.0, 29.0]) == [1, 0, 0, 1]  # the others need nothing
+
+
+def test_the_best_classical_policy_with_minor_costs_is_the_least_on_its_scenarios() -> None:
+    env = HybridInventoryEnv(**MIXED)
+    best = best_classical(env, n_scenarios=256, seed=3)
+    rivals = [family.best(env) for family in (PeriodicReview, PeriodicSS, PerItemSS, CanOrder, TotalDemandTrigger)]
+    assert best.cost == pytest.approx(min(evaluate(env, rival, 256, seed=3).mean() for rival in rivals))
+    data = np.random.default_rng(0).poisson(8.0, (200, 40, 2))
+    assert np.isfinite(best_classical(HybridInventoryEnv(demand=data, horizon=40, minor_fixed_cost=9.0), 64).cost)
+
+
 @pytest.mark.parametrize(
     ("solve", "arguments", "message"),
     [
+        (PeriodicSS.best, {"n_items": 2, "lost_sales": True}, "PeriodicSS: lost_sales = True"),
+        (PerItemSS.best, {"n_items": 2, "lost_sales": True}, "PerItemSS: lost_sales = True"),
+        (PeriodicSS.best, {"demand": np.ones((1, 100, 1))}, "PeriodicSS: demand = 'data'"),
+        (lambda env: PeriodicReview(env, 1, 9.0, [1, 0]), {"n_items": 2}, r"multiples\[1\] must be an integer >= 1, got 0"),
+        (lambda env: PeriodicSS(env, 0, 1.0, 2.0), {"n_items": 2}, "review_period must be an integer >= 1, got 0"),
+        (lambda env: PerItemSS(env, [1.0, np.inf], 2.0), {"n_items": 2}, r"reorder_point\[1\] = inf"),
         (PeriodicReview.best, {"n_items": 2, "lost_sales": True}, "lost_sales = True"),
         (TotalDemandTrigger.best, {"n_items": 2, "lost_sales": True}, "lost_sales = True"),
         (CanOrder.best, {"n_items": 2, "lost_sales": True}, "lost_sales = True"),

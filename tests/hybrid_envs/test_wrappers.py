@@ -10,7 +10,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from hybrid_envs.wrappers import FlatActionWrapper
+from hybrid_envs.wrappers import ClipActionWrapper, FlatActionWrapper
+from tests.factored import BreweryEnv
 
 
 class FoldedEnv(gym.Env):
@@ -89,7 +90,8 @@ def test_the_point_keeps_to_the_bounds_of_its_regime(env):
     flat.action_space.seed(0)
     for action in [flat.action_space.sample() for _ in range(50)] + [flat.action_space.low, flat.action_space.high]:
         regime, point = flat.action(action)
-        low, high = env.action_bounds[regime].T
+        own = [regime[f] for f in env.factors.factor_of] if env.factors.many else regime
+        low, high = env.action_bounds[own, range(env.action_size)].T
         assert ((point >= low) & (point <= high)).all()
 
 
@@ -145,3 +147,59 @@ def test_a_stock_algorithm_trains_on_every_hybrid_environment(env_id, algorithm,
     assert any((value != before[name]).any() for name, value in model.policy.state_dict().items())
     mean, _ = evaluate_policy(model, make_vec_env(env_id, wrapper_class=FlatActionWrapper), n_eval_episodes=2)
     assert np.isfinite(mean)
+
+
+# ---- clipping ----------------------------------------------------------------------------------------------------------
+
+
+def test_points_are_clipped_to_the_bounds_of_their_regime():
+    env = ClipActionWrapper(BoundedEnv())
+    assert env.action_space == BoundedEnv.action_space
+    for x, expected in ((0, [0, 1, -1]), (1, [2, -9, 5])):
+        regime, point = env.action((x, [-9.0, -9.0, 9.0]))
+        assert regime == x and point.tolist() == expected and point.dtype == np.float32
+
+
+def test_points_are_clipped_to_the_box_where_nothing_is_known_of_regimes():
+    env = ClipActionWrapper(FoldedEnv())
+    assert env.action((1, np.array([9.0, -9.0])))[1].tolist() == [3.0, 0.0]
+
+
+def test_points_are_clipped_to_the_bounds_of_their_factors():
+    env = ClipActionWrapper(BreweryEnv(masked=False))
+    env.reset(seed=0)
+    regime, point = env.action((np.array([0, 2, 1]), np.array([9.0, 9.0, -9.0, 9.0])))
+    assert regime.tolist() == [0, 2, 1] and point.tolist() == [0.0, 3.0, 0.0, 1.0]
+    env.step((np.array([0, 2, 1]), np.array([9.0, 9.0, -9.0, 9.0])))
+
+
+def test_a_gaussian_that_nobody_clips_runs_through_every_environment(instance):
+    env_id, kwargs = instance
+    env, rng = ClipActionWrapper(gym.make(env_id, **kwargs)), np.random.default_rng(0)
+    env.reset(seed=0)
+    env.action_space.seed(0)
+    for _ in range(5):
+        regime = env.action_space.sample()[0]
+        _, reward, *_ = env.step((regime, rng.normal(size=env.action_space[1].shape, scale=3.0)))
+        assert np.isfinite(reward)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        ((2, np.zeros(3)), "BoundedEnv: regime 2 is not one of 0..1"),
+        ((0, np.zeros(2)), r"BoundedEnv: the point of an action has shape \(3,\), got \(2,\)"),
+    ],
+)
+def test_what_clipping_cannot_mend_is_refused(action, message):
+    with pytest.raises(ValueError, match=message):
+        ClipActionWrapper(BoundedEnv()).action(action)
+    with pytest.raises(TypeError, match="must be Tuple"):
+        ClipActionWrapper(gym.make("Pendulum-v1"))
+
+
+def test_a_point_that_is_no_number_is_left_for_the_environment_to_refuse(env_id):
+    env = ClipActionWrapper(gym.make(env_id))
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"b\[0\] = nan"):
+        env.step((0, np.full(env.action_space[1].shape, np.nan)))

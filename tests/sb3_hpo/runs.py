@@ -19,6 +19,7 @@ from hybrid_envs.wrappers import FlatActionWrapper
 from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.vec_env import HybridVecEnv
+from tests.factored import BreweryEnv
 from tests.sb3_hpo.environments import PurseEnv
 
 ITERATIONS = 12
@@ -95,6 +96,14 @@ def hybrid_ppo_subprocesses() -> HybridPPO:
     return hybrid_ppo(VecNormalize(make_vec_env(inventory, 2, **FORK)))
 
 
+def hpo_factors() -> HPO:
+    return hpo(BreweryEnv(10))
+
+
+def hybrid_ppo_factors() -> HybridPPO:
+    return hybrid_ppo(make_vec_env(BreweryEnv, 2, env_kwargs={"horizon": 10, "active_limits": (1, 2)}))
+
+
 def limited() -> gym.Env:
     """The wrappers count: time limit, scaled observation, flat actions."""
     env = gym.make("HybridInventory-v0", max_episode_steps=9, **SMALL)
@@ -110,7 +119,9 @@ RUNS: dict[str, Callable[[], PPO]] = {
     "HPO, automatic cross term": lambda: hpo(cross_term="auto"),
     "HPO, VecNormalize, VecMonitor": hpo_normalized,
     "HPO, episodes of different lengths": hpo_purse,
+    "HPO, several factors": hpo_factors,
     "HybridPPO, DummyVecEnv": hybrid_ppo,
+    "HybridPPO, several factors": hybrid_ppo_factors,
     "HybridPPO, VecNormalize": hybrid_ppo_normalized,
     "HybridPPO, SubprocVecEnv": hybrid_ppo_subprocesses,
     "PPO, flat actions, time limit": stock_ppo,

@@ -16,6 +16,7 @@ from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
 
 from hybrid_envs import HybridAction, HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs.solvers import evaluate
 from sb3_hpo import HPO
 from tests.sb3_hpo.environments import PurseEnv
 
@@ -440,10 +441,12 @@ def test_the_noise_on_the_point_has_the_scheduled_deviation_and_prediction_has_n
 # ---- what PPO is given -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("beyond", [True, "bounded"])
 @pytest.mark.parametrize(("env", "n_steps"), [(inventory, 25), (PurseEnv, 11)])
-def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_and_not_of_terminated_ones(env, n_steps):
+def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_and_not_of_terminated_ones(env, n_steps, beyond):
     gamma, gae_lambda, n_envs = 0.9, 0.7, 6
-    model = lively(hpo(env(), n_scenarios=n_envs, n_steps=n_steps, gamma=gamma, gae_lambda=gae_lambda))
+    options = {"gamma": gamma, "gae_lambda": gae_lambda, "value_beyond_horizon": beyond}
+    model = lively(hpo(env(), n_scenarios=n_envs, n_steps=n_steps, **options))
     it = one_iteration(model)
 
     def value(obs):
@@ -451,7 +454,11 @@ def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_an
 
     final_obs = env().observation(it.states[-1])
     reward_std = it.rewards.std()
-    ends = set()
+    sums = [gamma ** np.arange(n_steps - t) @ it.rewards[t:] / reward_std for t in range(n_steps)]
+    low, high = (bound / (1 - gamma**n_steps) for bound in (min(0.0, np.min(sums)), max(0.0, np.max(sums))))
+    if beyond is True:
+        low, high = -np.inf, np.inf
+    ends, bounds = set(), 0
     for i in range(n_envs):
         advantage = 0.0
         for t in reversed(range(n_steps)):
@@ -459,7 +466,9 @@ def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_an
             if it.dones[t, i]:
                 truncated = it.infos[t][i]["TimeLimit.truncated"]
                 ends.add(truncated)
-                bootstrap = value(it.infos[t][i]["terminal_observation"]) if truncated else 0.0
+                extrapolated = value(it.infos[t][i]["terminal_observation"]) if truncated else 0.0
+                bootstrap = min(max(extrapolated, low), high)
+                bounds += truncated and not low <= extrapolated <= high
                 advantage = reward + gamma * bootstrap - now
             else:
                 following = value(final_obs[i] if t == n_steps - 1 else it.buffer["observations"][t + 1, i])
@@ -467,6 +476,30 @@ def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_an
             assert it.buffer["advantages"][t, i] == pytest.approx(advantage, abs=1e-4)
             assert it.buffer["returns"][t, i] == pytest.approx(advantage + now, abs=1e-4)
     assert ends == ({True, False} if env is PurseEnv else {True})
+    assert bounds > 0 or env is not inventory or beyond is True
+
+
+def test_nothing_follows_the_horizon_if_asked_for():
+    gamma, model = 0.9, lively(hpo(inventory(), n_scenarios=4, gamma=0.9, gae_lambda=1.0, value_beyond_horizon=False))
+    it = one_iteration(model)
+    assert it.dones[-1].all()
+    sums = np.stack([gamma ** np.arange(len(it.rewards) - t) @ it.rewards[t:] for t in range(len(it.rewards))])
+    np.testing.assert_allclose(it.buffer["returns"], sums / it.rewards.std(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation_fn", [torch.nn.ReLU, torch.nn.SiLU, torch.nn.ELU, torch.nn.Tanh])
+def test_an_unstable_plant_does_not_run_away_whatever_the_activation(activation_fn):
+    """
+    The first policy lets states grow, and costs 75,000. Unless bounded, the value of the last state, extrapolated by units
+    that do not saturate, then feeds on itself: costs were 10^6 and more after 40 iterations, and gradients NaN.
+    """
+    env = HybridSwitchedLQREnv(n_dims=48, n_modes=4)
+    kwargs = {"activation_fn": activation_fn, "net_arch": [128, 128]}
+    options = {"continuous_learning_rate": "lin_5e-3", "value_beyond_horizon": "bounded", "seed": 0}
+    model = HPO("MlpPolicy", env, n_scenarios=128, policy_kwargs=kwargs, **options)
+    model.learn(60 * 20 * 128)
+    assert evaluate(env, model, 200, 10_000).mean() < 20_000
 
 
 def test_the_terminal_observation_is_the_last_of_the_old_episode():

@@ -6,7 +6,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from hybrid_envs.wrappers import PeerEnvWrapper
 from sb3_hpo import HybridPPO
-from tests.hybrid_envs.test_peers import Peer, every_peer, old_box, old_discrete, old_tuple
+from tests.hybrid_envs.test_peers import Boiler, Peer, every_peer, old_box, old_discrete, old_tuple
 
 
 class Hurdle(Peer):
@@ -27,6 +27,8 @@ def test_hybrid_ppo_trains_on_every_layout(peer, kwargs):
     assert model.num_timesteps == 96
     for inner in env.envs:
         assert len(inner.env.received) == 48
+    if env.envs[0].factors.many:
+        assert model.policy.factors == env.envs[0].factors
     observation, _ = PeerEnvWrapper(peer(), **kwargs).reset(seed=0)
     assert model.predict(observation)[0] in model.action_space
 
@@ -38,3 +40,20 @@ def test_it_learns_which_regime_pays_and_how_far_to_go_in_the_units_of_the_peer(
     model.learn(16 * 16 * 8)
     after, _ = evaluate_policy(model, DummyVecEnv([lambda: PeerEnvWrapper(Hurdle())]), n_eval_episodes=50, warn=False)
     assert after == pytest.approx(1.0, abs=0.1)
+
+
+class Switches(Boiler):
+    """Pays for mode 2, for valve 1 and for a power of 4 of at most 5; one step."""
+
+    def step(self, action):
+        reward = (action["mode"] == 2) + (action["valve"] == 1) - abs(float(action["power"][0]) - 4) / 4
+        return self.observe(), float(reward), True, {}
+
+
+def test_it_learns_every_choice_of_a_dict_and_the_number_beside_them():
+    env = DummyVecEnv([lambda: PeerEnvWrapper(Switches())] * 16)
+    settings = {"batch_size": 64, "n_epochs": 5, "learning_rate": 1e-2, "gamma": 0.0, "policy_kwargs": {"net_arch": [16]}}
+    model = HybridPPO("MlpPolicy", env, n_steps=16, seed=0, **settings)
+    model.learn(16 * 16 * 12)
+    after, _ = evaluate_policy(model, DummyVecEnv([lambda: PeerEnvWrapper(Switches())]), n_eval_episodes=50, warn=False)
+    assert after == pytest.approx(2.0, abs=0.15)

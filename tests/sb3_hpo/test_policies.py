@@ -122,7 +122,7 @@ OUTPUTS = {"discrete": "regime_logits", "continuous": "candidates", "value": "pr
 @pytest.mark.parametrize("policy_class", POLICIES)
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_each_output_depends_on_the_parameters_of_its_own_network_alone(policy_class, name):
-    policy = make_policy(policy_class, linear_path=COMPONENTS)
+    policy = make_policy(policy_class, linear_path=COMPONENTS, quadratic_path=COMPONENTS)
     getattr(policy, OUTPUTS[name])(observe(6)).square().sum().backward()
     for other in COMPONENTS:
         for parameter_name, parameter in policy.components[other].named_parameters():
@@ -153,6 +153,28 @@ def test_the_linear_path_adds_a_linear_function_of_the_features_to_the_named_net
     torch.testing.assert_close(policy.predict_values(obs) - hidden_part, obs @ component.linear.weight.T)
 
 
+def test_the_quadratic_path_adds_squares_over_the_size_of_the_features_to_the_named_networks_only():
+    policy = shaken(make_policy(quadratic_path=("discrete",)))
+    assert [policy.components[name].quadratic is not None for name in COMPONENTS] == [True, False, False]
+    component, obs = policy.components["discrete"], observe(5)
+    quadratic_part = (policy.regime_logits(obs) - component.output(component.hidden(obs))).detach().numpy()
+    directions = component.quadratic.directions.weight.detach().numpy()  # W1, shape (2d, d)
+    outputs = component.quadratic.output.weight.detach().numpy()  # W2
+    for row, f in enumerate(obs.numpy()):
+        forms = [f @ (directions.T * weights) @ directions @ f for weights in outputs]  # f' W1' diag(w) W1 f
+        expected = np.array(forms) / math.sqrt(np.mean(f**2) + 0.01)
+        np.testing.assert_allclose(quadratic_part[row], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_quadratic_path_grows_as_its_features_do_and_is_finite_at_zero():
+    policy = shaken(make_policy(quadratic_path=("value",)))
+    path, far = policy.components["value"].quadratic, 1e3 * observe(5)
+    torch.testing.assert_close(path(10 * far), 10 * path(far), rtol=1e-3, atol=1e-3 * float(path(far).detach().abs().max()))
+    origin = torch.zeros(1, 4, requires_grad=True)
+    path(origin).backward()
+    assert not origin.grad.any()
+
+
 def test_a_network_without_hidden_layers_is_affine():
     policy = shaken(make_policy(net_arch=[]))
     a, b = observe(1, seed=1), observe(1, seed=2)
@@ -170,18 +192,20 @@ def test_observations_are_scaled_before_every_network(policy_class):
         torch.testing.assert_close(getattr(scaling, function)(obs * torch.from_numpy(scale)), getattr(plain, function)(obs))
 
 
+@pytest.mark.parametrize("quadratic_path", [False, True])
 @pytest.mark.parametrize("linear_path", [False, True])
-def test_rescaling_the_output_leaves_the_function_unchanged(linear_path):
+def test_rescaling_the_output_leaves_the_function_unchanged(linear_path, quadratic_path):
     torch.manual_seed(0)
     policy = make_policy()
-    component = Component(policy.make_features_extractor(), 1, [8], torch.nn.Tanh, linear_path)
+    component = Component(policy.make_features_extractor(), 1, [8], torch.nn.Tanh, linear_path, quadratic_path)
     obs = observe(50)
     before = component(obs)
     for mean, std in ((3.0, 10.0), (-200.0, 0.1)):
         component.rescale(mean, std)
         torch.testing.assert_close(component(obs), before, rtol=1e-4, atol=1e-4)
         standardised = (before - mean) / std
-        raw = (component.output(component.hidden(obs)) + (component.linear(obs) if linear_path else 0)).detach()
+        raw = component.output(component.hidden(obs)) + (component.linear(obs) if linear_path else 0)
+        raw = (raw + (component.quadratic(obs) if quadratic_path else 0)).detach()
         torch.testing.assert_close(raw, standardised, rtol=1e-4, atol=1e-4 / std)
 
 
@@ -286,9 +310,10 @@ def test_net_arch_with_other_names_than_the_three_networks_is_refused(net_arch):
         make_policy(net_arch=net_arch)
 
 
-def test_a_linear_path_in_an_unknown_network_is_refused():
-    with pytest.raises(ValueError, match=r"linear_path must name some of .*, got \('tower',\)"):
-        make_policy(linear_path=("tower",))
+@pytest.mark.parametrize("path", ["linear_path", "quadratic_path"])
+def test_a_path_in_an_unknown_network_is_refused(path):
+    with pytest.raises(ValueError, match=rf"{path} must name some of .*, got \('tower',\)"):
+        make_policy(**{path: ("tower",)})
 
 
 def test_a_policy_of_another_action_space_is_refused():
@@ -301,6 +326,7 @@ def test_a_saved_policy_is_loaded_with_its_architecture_bounds_and_values(policy
     arguments = {
         "net_arch": {"discrete": [3], "continuous": [4, 4], "value": []},
         "linear_path": ("discrete", "value"),
+        "quadratic_path": ("continuous",),
         "observation_scale": np.full(4, 2.0, dtype=np.float32),
     }
     policy = shaken(make_policy(policy_class, **arguments))

@@ -21,9 +21,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from hybrid_envs import HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv, policy_figure
+from hybrid_envs.evaluation import greedy_episode
+from hybrid_envs.rendering import new_figure
 from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback, hyperparameters
 from sb3_hpo.vec_env import simulated
+from tests.factored import BreweryEnv
 from tests.sb3_hpo.browser import CHROMIUM, Browser
 
 CALLBACKS = """
@@ -144,6 +147,31 @@ def test_under_vec_normalize_the_figure_is_that_of_the_scaled_observations():
     (regime, point) = callback.model.predict(scaled[0].numpy(), deterministic=True)[0]
     assert regime == probabilities[0].argmax()
     np.testing.assert_allclose(point, points[0, regime], rtol=1e-6)
+
+
+def test_a_figure_of_several_factors_gets_the_probabilities_of_each(tmp_path):
+    seen = []
+
+    class DrawnEnv(BreweryEnv):
+        """Three valves, of 2, 3 and 2 positions."""
+
+    @policy_figure.register
+    def valves(env: DrawnEnv, policy):
+        observations, choices = greedy_episode(env, policy)
+        seen.append((observations, choices))
+        figure = new_figure(4, 3)
+        figure.subplots().plot(choices.probabilities[:, 1])
+        return figure
+
+    model, callback = make(env=DrawnEnv(10), tensorboard_log=str(tmp_path)), PolicyFigureCallback(every=80)
+    model.learn(80, callback=[callback, HParamCallback(), CostCallback(every=80, n_scenarios=4)], tb_log_name="HPO")
+    assert events_of(tmp_path / "HPO_1").Tags()["images"] == ["eval/policy"]
+    observations, (probabilities, points) = seen[-1]
+    assert probabilities.shape == (10, 3, 3) and points.shape == (10, 3, 4)
+    np.testing.assert_allclose(probabilities.sum(axis=2), 1.0, rtol=1e-5)
+    assert (probabilities[:, [0, 2], 2] == 0).all()
+    distribution = model.policy.regimes(torch.as_tensor(observations))
+    np.testing.assert_allclose(probabilities, distribution.independent.probs.detach(), rtol=1e-5, atol=1e-7)
 
 
 def test_other_formats_than_tensorboard_are_spared_figures_and_hyperparameters(tmp_path):

@@ -570,3 +570,24 @@ def test_other_algorithms_train_on_hybrid_environments_with_the_configs_of_this_
     code, output, errors = run("enjoy", *arguments, "--no-render", "-n", 100, cwd=tmp_path)
     assert code == 0, errors
     assert "Mean reward" in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algo", ["hpo", "hybrid_ppo"])
+def test_several_factors_are_trained_and_scored_from_the_command_line(algo, tmp_path):
+    arguments = ("--algo", algo, "--env", "HybridMoving-v0", "-f", "logs")
+    small = (
+        "--env-kwargs",
+        "n_agents:2",
+        "horizon:20",
+        "regimes:'own'",
+        "-n",
+        320,
+        "-params",
+        "policy_kwargs:{'net_arch':[8]}",
+    )
+    code, _, errors = run("train", *arguments, *small, "--eval-freq", 160, cwd=tmp_path)
+    assert code == 0, errors
+    code, output, errors = run("enjoy", *arguments, "--no-render", "-n", 40, cwd=tmp_path)
+    assert code == 0, errors
+    assert "Mean reward" in output
