@@ -181,8 +181,9 @@ def _gate(acts: torch.Tensor, other: torch.Tensor, size: int) -> list[int] | Non
 
 def _report_gates(env: HybridEnv, moves: Moves, gates: dict[int, tuple[int, list[int]]]) -> None:
     """
-    A coordinate may wait for another factor, a main valve, say. But if those of the other wait for one that is not theirs,
-    too, and their own factors do not hold them back, then factors have been mixed up.
+    A coordinate that its own factor holds back may wait for another factor as well: a main valve, the order that an item is
+    on. One that its own factor does not hold back is odd; and if those of the other factor are as odd, factors have been mixed
+    up.
     """
     shut = moves.moved & ~moves.free
     stray = {i for i in gates if not shut[:, i].any() or moves.acts[shut[:, i], i].any()}
@@ -193,7 +194,9 @@ def _report_gates(env: HybridEnv, moves: Moves, gates: dict[int, tuple[int, list
         if f != NO_FACTOR and i in stray and any(env.factors.factor_of[k] == g for k in stray):
             mend = "column f of action.regime is factor f of factor_sizes, and b[i] answers to factor factor_of[i]"
             fail(env, "step_torch()", f"it mixes up the factors: {what}, whose own coordinates wait for others, too", mend)
-        warn(env, f"factor_of[{i}]", what, f"if factor {g} alone decides, give it factor_of[{i}] = {g} and bounds of its own")
+        if i in stray:
+            mend = f"if factor {g} alone decides, give it factor_of[{i}] = {g} and bounds of its own"
+            warn(env, f"factor_of[{i}]", what, mend)
 
 
 # ---- regimes ---------------------------------------------------------------------------------------------------------------

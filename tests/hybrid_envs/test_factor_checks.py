@@ -316,7 +316,6 @@ class IdleLimits(PipesEnv):
 
 ODD = [
     (FreeCoordinateWaits, r"factor_of\[3\].*b\[3\] has NO_FACTOR, but acts only where factor 3 is in regime 2"),
-    (MainValve, r"factor_of\[1\].*b\[1\] answers to factor 1 by factor_of, but acts only where factor 0 is in regime 1"),
     (IdleFactor, "factor 3 .*changes nothing"),
     (IdleRegime, "factor 3 .*regime 1 does the same as regime 0"),
     (IdleCoordinate, r"b\[1\] .*changed nothing"),
@@ -357,6 +356,7 @@ GOOD = {
     "pipes": PipesEnv,
     "at most one": lambda: PipesEnv(active_limits=(0, 1)),
     "fifty": ManyPipes,
+    "main valve": MainValve,
 }
 
 
