@@ -187,6 +187,8 @@ def find_jumps(env: HybridEnv, lines: Lines, searched: list[str]) -> Iterator[Ju
         values = _along(env, lines.rows(rows), share.expand(len(rows), -1))
         for output in searched:
             value = values[output]  # (lines, points, coordinates)
+            if not value.shape[2]:  # an empty field of the state
+                continue
             known = value.nan_to_num(posinf=0.0, neginf=0.0)
             spread, size = known.amax(1) - known.amin(1), known.abs().amax(1)
             floor = LEAST * spread + 1e-9 * size
