@@ -80,9 +80,9 @@ def check_hybrid_env(env: gym.Env, *, seed: int = 0, rtol: float = 1e-4) -> None
     with torch.enable_grad():
         check_gradients(copy.deepcopy(bare).to("cpu", torch.float64), seed, rtol)
     with torch.no_grad():
-        check_jumps(copy.deepcopy(bare).to("cpu", torch.float64), seed)
-        effects = check_factor_effects if bare.factors.many else check_effects
-        effects(copy.deepcopy(bare).to("cpu", torch.float64), seed)
+        checks = (check_factor_effects, check_jumps) if bare.factors.many else (check_jumps, check_effects)
+        for check in checks:
+            check(copy.deepcopy(bare).to("cpu", torch.float64), seed)
 
 
 # ---- what is checked, in this order ------------------------------------------------------------------------------------
