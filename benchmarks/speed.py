@@ -50,7 +50,7 @@ def iteration_time(iterations: int, hidden: int) -> None:
         print(f"  {part:<16} {value:.3f} s  {value / total:.0%}")
 
 
-def factor_time(iterations: int, chunks: int = 5) -> None:
+def factor_time(iterations: int, chunks: int = 3) -> None:
     """
     Print what an iteration costs with 21 factors (order or not, and each of 20 items on it or not) against one Discrete(2) at
     equal sizes: processor time, in turns, since other work on the machine slows all alike. Counterfactual credit is dearest as
