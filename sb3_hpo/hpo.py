@@ -193,11 +193,6 @@ class HPO(HybridPPO):
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         self._mixed_gradient_step()
-        if self.counterfactual and self.normalize_advantage:
-            # Each factor in its own unit: else the entropy bonus outweighs what a small one has to gain.
-            advantages = self.rollout_buffer.advantages
-            deviation = advantages.std(axis=(0, 1)) + 1e-8
-            self.rollout_buffer.advantages = (advantages - advantages.mean(axis=(0, 1))) / deviation
         super().train()
         for name, norms in self._gradient_norms.items():
             self.logger.record(f"train/grad_norm/{name}", np.mean(norms))
