@@ -43,10 +43,12 @@ def mask_tensor(masks: Any, batch_size: int, factors: RegimeFactors, device: tor
     if array.shape != shape:
         raise ValueError(f"action_masks must have shape {shape}, one entry per environment and regime, got {array.shape}")
     mask = torch.as_tensor(array, device=device)
-    stuck = (~factors.leaves_a_choice(mask)).nonzero()
-    if len(stuck):
-        row, *factor = stuck[0].tolist()
+    choice = factors.leaves_a_choice(mask)
+    if not choice.all():
+        row, *factor = (~choice).nonzero()[0].tolist()
         which = f" of factor {factor[0]}" if factor else ""
+        if factor and not choice[row].any():
+            which = " of any factor, or none with which all of them keep to active_limits,"
         raise ValueError(f"action_masks allows no regime{which} in environment {row}; at least one must be left")
     return mask
 
