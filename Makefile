@@ -12,7 +12,7 @@ demo: $(INSTALLED)  ## train, compare and plot; ARGS="--quick" for a short look
 	$(BIN)/python -m benchmarks.demo $(ARGS)
 
 test: $(INSTALLED)  ## the fast tests, in two processes
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(ARGS)
 
 test-slow: $(INSTALLED)  ## the tests that train to published figures
 	$(BIN)/python -m pytest -m slow $(ARGS)

@@ -2,13 +2,16 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
@@ -17,7 +20,7 @@ from torch.optim import Optimizer
 
 from hybrid_envs.checks import check_switch
 
-__all__ = ["ALLOWED", "Allowed", "check_arguments", "make_schedule"]
+__all__ = ["ALLOWED", "Allowed", "check_arguments", "check_policy", "make_schedule"]
 
 PROGRESS = np.linspace(1.0, 0.0, 101)
 """Shares of training left, at which a schedule has to be in its range."""
@@ -134,6 +137,10 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         elif name in CHOICES and not any(type(value) is type(choice) and value == choice for choice in CHOICES[name]):
             *first, last = map(repr, CHOICES[name])
             raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
+        elif name == "device":
+            check_device(value)
+        elif name == "tensorboard_log" and not isinstance(value, str | os.PathLike | None):
+            raise ValueError(f"tensorboard_log must be a path or None, got {value!r}")
         elif name == "betas":
             if not isinstance(value, list | tuple) or len(value) != 2:
                 raise ValueError(f"betas must be a pair of numbers, got {value!r}")
@@ -166,6 +173,63 @@ def check_number(name: str, value: Any, allowed: Allowed) -> None:
     if not allowed.holds(value):
         kind = "an integer" if allowed.kind is int else "a number" if allowed.infinite else "a finite number"
         raise ValueError(f"{name} must be {kind}{allowed.range()}{' or None' * allowed.optional}, got {value!r}")
+
+
+def check_device(device: Any) -> None:
+    """
+    :raises ValueError: unless it names a device of torch's, or is SB3's ``"auto"``
+    """
+    if isinstance(device, torch.device) or device == "auto":
+        return
+    try:
+        if not isinstance(device, str):
+            raise TypeError
+        torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be 'auto' or a device of torch's, such as 'cpu' or 'cuda:0', got {device!r}") from None
+
+
+def check_policy(algorithm: type, policy: Any, policy_kwargs: Mapping[str, Any] | None) -> None:
+    """
+    :param algorithm: with SB3's ``policy_aliases``
+    :param policy: the name of one of them, or a policy class
+    :param policy_kwargs: its arguments
+    :raises ValueError: for a policy that the algorithm does not have, and for an argument that the policy, or its optimizer,
+        does not have
+    """
+    aliases: Mapping[str, type] = algorithm.policy_aliases  # type: ignore[attr-defined]
+    if isinstance(policy, str):
+        check_name(f"{algorithm.__name__} knows no policy", policy, aliases)
+        policy = aliases[policy]
+    elif not (isinstance(policy, type) and issubclass(policy, BasePolicy)):
+        raise ValueError(f"policy must be {' or '.join(map(repr, aliases))}, or a policy class, got {policy!r}")
+    check_keywords("policy_kwargs", policy, policy_kwargs or {})
+    optimizer = {"optimizer_class": torch.optim.Adam, "optimizer_kwargs": None} | dict(policy_kwargs or {})
+    given = optimizer["optimizer_kwargs"] or {}
+    if "lr" in given:
+        raise ValueError(f"optimizer_kwargs must leave out 'lr', which is the algorithm's learning_rate, got {given!r}")
+    check_keywords("optimizer_kwargs", optimizer["optimizer_class"], given)
+
+
+def check_keywords(argument: str, receiver: type, given: Mapping[str, Any]) -> None:
+    """
+    :param argument: the name of the dict
+    :param receiver: whose keywords it holds
+    :raises ValueError: for a keyword that the receiver does not have, naming the nearest that it has
+    """
+    known = argument_names(receiver)
+    for name in given:
+        check_name(f"{argument}: {receiver.__name__} has no argument", name, known)
+
+
+def check_name(complaint: str, name: Any, known: Iterable[str]) -> None:
+    """
+    :param complaint: how the error begins
+    :raises ValueError: unless the name is known, naming the nearest that is
+    """
+    if name not in known:
+        nearest = get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
+        raise ValueError(f"{complaint} {name!r}; the nearest known name is {nearest!r}")
 
 
 def check_net_arch(net_arch: Any) -> None:

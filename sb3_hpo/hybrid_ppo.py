@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_v
 from typing_extensions import Self
 
 from hybrid_envs.spaces import packed_size
-from sb3_hpo.arguments import check_arguments, check_spelling, make_schedule
+from sb3_hpo.arguments import check_arguments, check_policy, check_spelling, make_schedule
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.distributions import mask_tensor
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
@@ -71,6 +71,7 @@ class HybridPPO(PPO, TupleActions):
         **ppo_kwargs: Any,
     ):
         check_arguments(ppo_kwargs | {"ratio": ratio})
+        check_policy(type(self), policy, ppo_kwargs.get("policy_kwargs"))
         self.ratio = ratio
         self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
         learning_rate = make_schedule("learning_rate", learning_rate)

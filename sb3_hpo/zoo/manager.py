@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
-from sb3_hpo.arguments import argument_names, make_schedule
+from sb3_hpo.arguments import argument_names, check_name, check_policy, make_schedule
 from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback
 from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.hpo import HPO
@@ -112,9 +111,7 @@ def check_keys(algo: str, hyperparams: dict[str, Any]) -> None:
             raise ValueError(f"{key!r} is no hyperparameter of a config; it is set by the flag {FLAG_KEYS[key]}")
         if key == "n_scenarios":
             raise ValueError("in a config the number of scenarios is n_envs, not 'n_scenarios'")
-        if key not in known:
-            nearest = get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{algo} knows no hyperparameter {key!r}; the nearest known name is {nearest!r}")
+        check_name(f"{algo} knows no hyperparameter", key, known)
 
 
 def check_env_kwargs(env_id: str, env_kwargs: dict[str, Any]) -> None:
@@ -130,9 +127,7 @@ def check_env_kwargs(env_id: str, env_kwargs: dict[str, Any]) -> None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
         return
     for name in env_kwargs:
-        if name not in known:
-            nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
-            raise ValueError(f"{env_id} has no argument {name!r}; the nearest known name is {nearest!r}")
+        check_name(f"{env_id} has no argument", name, known)
 
 
 def check_model(path: str, algo: str, env: VecEnv) -> None:
@@ -281,24 +276,10 @@ class ZooManager(ExperimentManager):
             processed = super()._preprocess_hyperparams(hyperparams)
         except AttributeError as error:  # a policy, wrapper or callback that its module does not have
             raise ValueError(f"{self.config}: {error}") from error
-        self.check_policy_kwargs(processed[0])
+        check_policy(ALGOS[self.algo], processed[0].get("policy"), processed[0].get("policy_kwargs"))
         if self._eval_env_kwargs_args is None:  # rl_zoo3 would forget the config's
             self.eval_env_kwargs = self.env_kwargs
         return processed
-
-    def check_policy_kwargs(self, hyperparams: dict[str, Any]) -> None:
-        """
-        :raises ValueError: for an argument that the policy does not have, naming the nearest that it has
-        """
-        policy = hyperparams.get("policy")
-        policy_class = ALGOS[self.algo].policy_aliases.get(policy) if isinstance(policy, str) else None
-        if policy_class is None or not isinstance(given := hyperparams.get("policy_kwargs"), dict):
-            return
-        known = argument_names(policy_class)
-        for name in given:
-            if name not in known:
-                nearest = get_close_matches(str(name), known, n=1, cutoff=0.0)[0]
-                raise ValueError(f"policy_kwargs: {policy} has no argument {name!r}; the nearest known name is {nearest!r}")
 
     def create_log_folder(self) -> None:
         super().create_log_folder()

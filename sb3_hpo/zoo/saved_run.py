@@ -1,7 +1,6 @@
 """What ``enjoy``, ``record`` and ``export`` read: the folder of a run, and the models in it."""
 
 import os
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
+from sb3_hpo.arguments import check_name
 from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.safe_files import load_normalizer, load_safe
 from sb3_hpo.zoo.manager import OWN, PLAIN_FILE, check_env_kwargs, check_model, check_spaces
@@ -35,9 +35,7 @@ class SavedRun:
             would run
         :raises FileNotFoundError: if HPO or HybridPPO has no such run
         """
-        if env_name.gym_id not in gym.registry:
-            nearest = get_close_matches(env_name.gym_id, gym.registry, n=1, cutoff=0.0)[0]
-            raise ValueError(f"there is no environment {env_name.gym_id!r}; the nearest id is {nearest!r}")
+        check_name("there is no environment", env_name.gym_id, gym.registry)
         try:
             prefix, self.path, run_folder = get_model_path(exp_id, folder, algo, env_name, *rest)
         except (AssertionError, ValueError) as error:

@@ -159,6 +159,8 @@ NONSENSE = [  # argument, value, and what the error says is allowed
     *[("use_sde", value, "True or False") for value in ("no", NAN, 0)],
     *[("verbose", value, r"in \[0, 2\]") for value in (3, -1, 0.5)],
     *[("seed", value, r"in \[0, 4294967295\] or None") for value in (-1, 2**32, 0.5, NAN)],
+    *[("device", value, "'auto' or a device of torch's") for value in ("quantum", 5, "cuda:x")],
+    *[("tensorboard_log", value, "a path or None") for value in (5, True)],
 ]
 NONSENSE_OF_HPO = [
     *[("pathwise_weight", value, ">= 0") for value in (-1, NAN, INF, "1", None)],
@@ -190,6 +192,9 @@ NONSENSE_OF_THE_POLICY = [
     ({"optimizer_kwargs": {"eps": INF}}, "eps must be a finite number >= 0, got inf"),
     ({"optimizer_kwargs": {"weight_decay": -1}}, "weight_decay must be a finite number >= 0, got -1"),
     ([8], r"policy_kwargs must be a dict, got \[8\]"),
+    ({"net_arhc": [8]}, "policy_kwargs: .* has no argument 'net_arhc'; the nearest known name is 'net_arch'"),
+    ({"optimizer_kwargs": {"esp": 1e-5}}, "optimizer_kwargs: Adam has no argument 'esp'; the nearest known name is 'eps'"),
+    ({"optimizer_kwargs": {"lr": 1e-3}}, "optimizer_kwargs must leave out 'lr', which is the algorithm's learning_rate"),
 ]
 
 
@@ -213,6 +218,20 @@ def test_a_value_that_makes_no_sense_is_refused_by_name_by_hpo(name, value, allo
 def test_a_policy_or_optimizer_that_makes_no_sense_is_refused_by_name(algorithm, policy_kwargs, message):
     with pytest.raises(ValueError, match=message):
         make(algorithm, policy_kwargs=policy_kwargs)
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("MlpPolcy", "knows no policy 'MlpPolcy'; the nearest known name is 'MlpPolicy'"),
+        ("CnnPolicy", "knows no policy 'CnnPolicy'"),
+        (5, "policy must be 'MlpPolicy'.* or a policy class, got 5"),
+        (dict, "policy must be 'MlpPolicy'.* or a policy class, got <class 'dict'>"),
+    ],
+)
+def test_a_policy_that_does_not_exist_is_refused_by_name(algorithm, policy, message):
+    with pytest.raises(ValueError, match=message):
+        algorithm(policy, small())
 
 
 @pytest.fixture(scope="module")
@@ -254,11 +273,6 @@ def test_a_misspelt_argument_of_load_is_answered_with_the_nearest(algorithm, mod
 )
 def test_unusual_values_that_make_sense_are_accepted(algorithm, arguments):
     make(algorithm, **arguments).learn(10)
-
-
-def test_an_unknown_policy_is_refused(algorithm):
-    with pytest.raises(ValueError, match="Policy CnnPolicy unknown"):
-        algorithm("CnnPolicy", small())
 
 
 # ---- model files -----------------------------------------------------------------------------------------------------
