@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +254,15 @@ def test_counts_are_checked(name: str, tmp_path: Path) -> None:
 # ---- killed, and without room: in processes of their own -------------------------------------------------------------
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A forked process has the memory of OpenMP's threads but not the threads: with more than one it would wait for them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def forked(work: Callable[[], None]) -> multiprocessing.Process:
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
@@ -266,6 +275,7 @@ def finish(work: Callable[[], None]) -> int:
     return process.exitcode
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_killed_between_writing_and_renaming_the_checkpoint_before_it_is_whole(tmp_path: Path) -> None:
     unbroken = train(hpo_normalized(), tmp_path / "unbroken")
     rename = os.replace
@@ -286,6 +296,7 @@ def test_killed_between_writing_and_renaming_the_checkpoint_before_it_is_whole(t
     assert not list((tmp_path / "killed").glob(".*.tmp"))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_killed_at_random_moments_the_run_ends_as_the_unbroken_one(tmp_path: Path) -> None:
     iterations, killed, rng = 60, tmp_path / "killed", random.Random(0)
     unbroken = train(hpo_normalized(), tmp_path / "unbroken", iterations=iterations)
@@ -315,6 +326,7 @@ class FullDisk(BaseCallback):
         return True
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_without_room_for_a_checkpoint_those_before_remain_and_training_goes_on(tmp_path: Path) -> None:
     def trained() -> None:
         with warnings.catch_warnings(record=True) as caught:
@@ -338,6 +350,7 @@ def test_without_room_for_a_checkpoint_those_before_remain_and_training_goes_on(
     assert same_weights(unbroken, train(hpo(), tmp_path / "full", callbacks=(RoomAgain(),)))
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_without_room_at_the_start_training_does_not_begin(tmp_path: Path) -> None:
     def refused() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
