@@ -7,7 +7,7 @@ import pytest
 import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from hybrid_envs import HybridVectorEnv
+from hybrid_envs import HybridInventoryEnv, HybridUnitCommitmentEnv, HybridVectorEnv
 from hybrid_envs.evaluation import evaluate
 from hybrid_envs.factors import RegimeFactors
 from sb3_hpo import HPO, HybridPPO
@@ -15,41 +15,10 @@ from sb3_hpo.credit import Decision, counterfactual_baseline
 from sb3_hpo.distributions import Coupling, RegimeDistribution
 from sb3_hpo.export import export_onnx
 from sb3_hpo.gradients import EstimatorOptions, exact_gradient, expectation
-from sb3_hpo.policies import DeterministicPointPolicy
 from sb3_hpo.safe_files import load_safe, save_safe
 from sb3_hpo.simulation import points
 from tests.factored import BreweryEnv
-from tests.sb3_hpo.test_gradients import DTYPE, N_SCENARIOS, relative_error
-
-
-class DoubleFactorPolicy(DeterministicPointPolicy):
-    """In float64, also where points see the regime."""
-
-    def _evaluate(self, name, obs, *further):
-        return self.components[name](torch.cat([obs, *(part.double() for part in further)], dim=1))
-
-
-def double_policy(env, autoregressive=False, seed=0, points_see_regime=False):
-    torch.manual_seed(seed)
-    policy = DoubleFactorPolicy(
-        env.observation_space,
-        env.action_space,
-        lambda _: 1e-3,
-        action_bounds=env.action_bounds,
-        action_scale=env.action_scale,
-        factor_of=env.factors.factor_of,
-        active_limits=env.factors.active_limits,
-        autoregressive=autoregressive,
-        points_see_regime=points_see_regime,
-        net_arch=[8],
-    ).double()
-    for component in policy.components.values():
-        torch.nn.init.normal_(component.output.weight, std=0.7)
-        torch.nn.init.normal_(component.output.bias, std=0.3)
-    if policy.coupling is not None:
-        torch.nn.init.normal_(policy.coupling.weight, std=1.0)
-    return policy
-
+from tests.sb3_hpo.test_gradients import DTYPE, N_SCENARIOS, double_policy, relative_error
 
 CASES = {
     "masked": (BreweryEnv(3), {}),
@@ -58,6 +27,11 @@ CASES = {
     "autoregressive": (BreweryEnv(3), {"autoregressive": True}),
     "limited": (BreweryEnv(3, active_limits=(1, 2)), {}),
     "all": (BreweryEnv(2, masked=False, active_limits=(2, 2)), {"autoregressive": True, "points_see_regime": True}),
+    "units that are held": (
+        HybridUnitCommitmentEnv(3, commitments="free", min_up_time=2, min_down_time=[1, 2, 2], horizon=3),
+        {"points_see_regime": True},
+    ),
+    "items on an order": (HybridInventoryEnv(2, fixed_cost=100.0, minor_fixed_cost=20.0, lead_time=1, horizon=3), {}),
 }
 
 

@@ -37,11 +37,11 @@ N_SCENARIOS = 3
 class DoublePolicy(DeterministicPointPolicy):
     """SB3 turns every observation into float32; rounding to 1e-9 needs it as it is."""
 
-    def _evaluate(self, name, obs):
-        return self.components[name](obs)
+    def _evaluate(self, name, obs, *further):
+        return self.components[name](torch.cat([obs, *(part.double() for part in further)], dim=1))
 
 
-def double_policy(env: HybridEnv, seed: int = 0) -> DoublePolicy:
+def double_policy(env: HybridEnv, seed: int = 0, **policy_kwargs: bool) -> DoublePolicy:
     """A policy in float64 whose regimes and points depend strongly on the state, so that the cross term is not small."""
     torch.manual_seed(seed)
     policy = DoublePolicy(
@@ -50,11 +50,16 @@ def double_policy(env: HybridEnv, seed: int = 0) -> DoublePolicy:
         lambda _: 1e-3,
         action_bounds=env.action_bounds,
         action_scale=env.action_scale,
+        factor_of=env.factors.factor_of,
+        active_limits=env.factors.active_limits,
         net_arch=[8],
+        **policy_kwargs,
     ).double()
     for component in policy.components.values():
         torch.nn.init.normal_(component.output.weight, std=0.7)
         torch.nn.init.normal_(component.output.bias, std=0.3)
+    if policy.coupling is not None:
+        torch.nn.init.normal_(policy.coupling.weight, std=1.0)
     return policy
 
 
