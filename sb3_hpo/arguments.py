@@ -3,7 +3,8 @@
 import inspect
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from torch.optim import Optimizer
 
 from hybrid_envs.checks import check_switch
 
-__all__ = ["ALLOWED", "Allowed", "check_arguments", "check_policy", "make_schedule"]
+__all__ = ["ALLOWED", "Allowed", "LateSchedule", "check_arguments", "check_policy", "make_schedule"]
 
 PROGRESS = np.linspace(1.0, 0.0, 101)
 """Shares of training left, at which a schedule has to be in its range."""
@@ -58,6 +59,25 @@ class Allowed(NamedTuple):
         return "" if self.low == -math.inf else f" {'>' if self.above else '>='} {self.low}"
 
 
+@dataclass(frozen=True)
+class LateSchedule:
+    """
+    Almost 0 at first, at half of training half of ``peak``, and from there linearly to 0. As the rate of the continuous
+    network it lets points wait until the regimes make sense: what is best while these are drawn at random may drive points to
+    the ends of their ranges, where they have no gradient left.
+    """
+
+    peak: float
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.peak * progress_remaining * min(1.0, (2.0 * (1.0 - progress_remaining)) ** 4)
+
+
+NOTATIONS: dict[str, Callable[[float], Schedule]] = {
+    "lin": lambda start: LinearSchedule(start, 0.0, 1.0),
+    "late": LateSchedule,
+}
+"""Schedules that can be written as text, such as ``"lin_3e-4"``; the first is RL Zoo's notation."""
 COUNT, SWITCH = Allowed(int, 1), Allowed(bool)
 SHARE = Allowed(float, 0, 1)
 RATE = Allowed(FloatSchedule, 0)
@@ -247,18 +267,16 @@ def check_net_arch(net_arch: Any) -> None:
 def make_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
     """
     :param name: of the argument, one of :data:`ALLOWED`
-    :param value: a constant, a schedule, or ``"lin_V"`` for a linear decay from V to 0 (RL Zoo's notation)
+    :param value: a constant, a schedule, ``"lin_V"`` for a linear decay from V to 0, or ``"late_V"`` (:class:`LateSchedule`)
     :raises ValueError: for anything else, and where it leaves the argument's range
     """
     given, allowed = value, ALLOWED[name]
-    unreadable = f"{name} must be a number, a schedule or 'lin_V', got {given!r}"
+    unreadable = f"{name} must be a number, a schedule, 'lin_V' or 'late_V', got {given!r}"
     if isinstance(value, str):
         prefix, _, number = value.partition("_")
         try:
-            if prefix != "lin":
-                raise ValueError
-            value = LinearSchedule(float(number), 0.0, 1.0)
-        except ValueError:
+            value = NOTATIONS[prefix](float(number))
+        except (KeyError, ValueError):
             raise ValueError(unreadable) from None
     elif isinstance(value, bool) or not (isinstance(value, Real) or callable(value)):
         raise ValueError(unreadable)

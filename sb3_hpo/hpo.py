@@ -76,7 +76,8 @@ class HPO(HybridPPO):
         one period. Unless given, ``"counterfactual"`` where factors are independent
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
     :param learning_rate: of the discrete network; a number, a schedule, or ``"lin_V"`` for a linear decay from V to 0
-    :param continuous_learning_rate: of the continuous network, likewise; ``None`` for that of the discrete network
+    :param continuous_learning_rate: of the continuous network, likewise, or ``"late_V"`` for points that wait for the regimes
+        (:class:`~sb3_hpo.arguments.LateSchedule`); ``None`` for that of the discrete network
     :param value_learning_rate: of the value network, likewise
     :param batch_size: PPO minibatch; a quarter of the iteration's data unless given
     :param max_grad_norm: gradients are clipped to this norm, separately for each of the three networks

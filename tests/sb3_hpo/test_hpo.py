@@ -438,6 +438,22 @@ def test_the_noise_on_the_point_has_the_scheduled_deviation_and_prediction_has_n
     assert sorted(set(given)) == pytest.approx([0.2, 0.4, 0.6, 0.8])
 
 
+def test_points_can_wait_for_the_regimes():
+    rates = []
+
+    class Watch(BaseCallback):
+        def _on_step(self):
+            return True
+
+        def _on_rollout_end(self):  # before the update: the rate of the iteration before
+            rates.append({group["name"]: group["lr"] for group in self.model.policy.optimizer.param_groups}["continuous"])
+
+    hpo(inventory(), continuous_learning_rate="late_1e-2").learn(10 * 80, callback=Watch())
+    # V·left·min(1, (2·done)^4), after 1/10, 2/10, ... of training
+    expected = [1e-2 * (1 - i / 10) * min(1.0, (i / 5) ** 4) for i in range(1, 10)]
+    assert rates[1:] == pytest.approx(expected)
+
+
 # ---- what PPO is given -----------------------------------------------------------------------------------------------
 
 
