@@ -49,6 +49,15 @@ def test_training_reports_every_seed_and_writes_its_results(tmp_path):
     assert "seed 1: 3 iterations" in result.stdout
 
 
+def test_the_gap_benchmark_trains_each_half_on():
+    lqr = ("--env", "HybridSwitchedLQR-v0", "--env-kwargs", "n_dims=3", "horizon=5")
+    result = run("benchmarks.gap", *lqr, "--iterations", "2", "--further", "1")
+    assert result.returncode == 0, result.stderr
+    titles = [line.split(":")[0].split(" for")[0] for line in result.stdout.splitlines()]
+    trained_on = [f"{half} trained on" for half in ("points", "regimes", "both")]
+    assert titles == ["reference policy", "as trained", *trained_on]
+
+
 def test_the_speed_benchmark_reports_the_parts_of_an_iteration():
     result = run("benchmarks.speed", "--iterations", "1", "--hidden", "8", "--seconds", "0.01")
     assert result.returncode == 0, result.stderr
