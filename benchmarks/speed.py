@@ -67,9 +67,8 @@ def main() -> None:
 
 def iteration_times(names: list[str], iterations: int, folder: Path | None) -> None:
     """
-    Print, for an HPO iteration and each of its parts, the time it takes, that of its matrix products alone, and how many times
-    as long it is. Both are the least of several, since other work on the machine can only add to them; epochs are never cut
-    short.
+    Print, for an HPO iteration and each of its parts, the processor time it takes, that of its matrix products alone, and how
+    many times as long it is. Both are the least of several; epochs are never cut short.
     """
     columns = "".join(f"{part:>24}" for part in ("iteration", *PARTS))
     print(f"HPO iteration / its own matrix products alone, ms, one thread\n{'':<16}{columns}")
@@ -84,15 +83,17 @@ def iteration_times(names: list[str], iterations: int, folder: Path | None) -> N
             policy_kwargs={"net_arch": [case.hidden, case.hidden]},
         )
         model.set_logger(configure(None, []))
-        model.iterate(2)  # the first warms up
-        products = Products(model)
-        with products:
+        model.iterate(1)  # warms up
+        with Products(model) as products:
             model.iterate(1)
         model.seconds.clear()
-        model.iterate(iterations)
-        times = {part: (min(model.seconds[part]), products.seconds(part)) for part in PARTS}
-        total = tuple(map(sum, zip(*times.values(), strict=True)))
-        row = (f"{1e3 * took:.0f} / {1e3 * floor:.0f} = {took / floor:.2f}" for took, floor in (total, *times.values()))
+        floors = []
+        for _ in range(iterations):  # in turns, since other work on the machine slows both alike
+            model.iterate(1)
+            floors.append([products.seconds(part) for part in PARTS])
+        times = [(min(model.seconds[part]), min(floor)) for part, floor in zip(PARTS, zip(*floors, strict=True), strict=True)]
+        total = tuple(map(sum, zip(*times, strict=True)))
+        row = (f"{1e3 * took:.0f} / {1e3 * floor:.0f} = {took / floor:.2f}" for took, floor in (total, *times))
         print(f"{name:<16}" + "".join(f"{entry:>24}" for entry in row), flush=True)
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -147,10 +148,10 @@ class TimedHPO(HPO):
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
-        self.part, before, start = part, self.part, time.perf_counter()
+        self.part, before, start = part, self.part, time.process_time()
         yield
         self.part = before
-        self.seconds[part].append(time.perf_counter() - start)
+        self.seconds[part].append(time.process_time() - start)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
         with self._timed("rollout"):
@@ -185,25 +186,17 @@ class Products(TorchDispatchMode):
 
     def seconds(self, part: str) -> float:
         """
-        :return: how long the part's products take, one after the other and nothing else
+        :return: the processor time of the part's products, one after the other and nothing else
         """
-        return sum(count * alone(func, operands) for (func, operands), count in self.counts[part].items())
-
-
-def alone(func: Callable[..., Any], operands: Any, repeats: int = 5) -> float:
-    """
-    :return: seconds that one product of such operands takes, the least mean of some rounds
-    """
-    tensors = [torch.empty_strided(*given[:2], dtype=given[2]).normal_() for given in operands]
-    rounds = max(3, min(100, int(2e8 / (2 * tensors[-2].numel() * tensors[-1].shape[-1]))))
-
-    def once() -> float:
-        start = time.perf_counter()
-        for _ in range(rounds):
+        total = 0.0
+        for (func, operands), count in self.counts[part].items():
+            tensors = [torch.empty_strided(size, stride, dtype=dtype).normal_() for size, stride, dtype in operands]
             func(*tensors)
-        return (time.perf_counter() - start) / rounds
-
-    return min(once() for _ in range(repeats))
+            start = time.process_time()
+            for _ in range(count):
+                func(*tensors)
+            total += time.process_time() - start
+        return total
 
 
 def steps_per_second(seconds: float) -> None:
