@@ -11,7 +11,6 @@ from stable_baselines3.common.type_aliases import DictRolloutBufferSamples, Roll
 
 from hybrid_envs.spaces import packed_space
 
-
 NAMES = ("observations", "actions", "values", "log_probs", "advantages", "returns")
 """What a minibatch consists of, in SB3's order."""
 

@@ -12,6 +12,7 @@ from stable_baselines3.common.callbacks import (
     BaseCallback,
     CallbackList,
     CheckpointCallback,
+    ConvertCallback,
     EvalCallback,
     EveryNTimesteps,
     ProgressBarCallback,
@@ -84,11 +85,13 @@ COUNT_STEPS = (
 
 def reads_arrays(callback: BaseCallback) -> bool:
     """
-    Whether a callback, or one inside it, may look for a step's arrays in its ``locals``: all may but those of SB3 and ours that
-    only count steps, and those whose class says ``reads_arrays = False`` where it defines ``_on_step``.
+    Whether a callback, or one inside it, may look for a step's arrays in its ``locals``. All may but those of SB3 and ours
+    that only count steps, and those whose class says ``reads_arrays = False`` where it defines ``_on_step``.
     """
 
     def looks(one: BaseCallback) -> bool:
+        if isinstance(one, ConvertCallback):  # a function, or SB3's stand-in for no callback at all
+            return one.callback is not None
         owner = next(kind for kind in type(one).__mro__ if "_on_step" in vars(kind))
         return owner not in COUNT_STEPS and vars(owner).get("reads_arrays", True)
 

@@ -351,6 +351,7 @@ class HPO(HybridPPO):
                 return periods, decisions, False
             if by_arrays:
                 self._update_info_buffer(infos, dones)
+                self._last_obs = new_obs  # type: ignore[assignment]
         return periods, decisions, True
 
     def _baselines(self, view: LiveView, decisions: list[Decision], scale: float, beyond: tuple[float, float]) -> np.ndarray:
@@ -393,11 +394,15 @@ class HPO(HybridPPO):
     def _clip_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Before every optimizer step: clip each network's gradient on its own."""
         for group in optimizer.param_groups:
-            norm = float(torch.nn.utils.clip_grad_norm_(group["params"], self.component_max_grad_norm))
+            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+            total = torch.nn.utils.get_total_norm(gradients)
+            norm = float(total)
             if not math.isfinite(norm):
                 raise FloatingPointError(
                     f"the gradient of the {group['name']} network has norm {norm} at {self.num_timesteps} steps"
                 )
+            if norm > self.component_max_grad_norm:
+                torch.nn.utils.clip_grads_with_norm_(group["params"], self.component_max_grad_norm, total)
             if norm > 0:
                 self._gradient_norms[group["name"]].append(norm)
 

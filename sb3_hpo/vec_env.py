@@ -207,7 +207,8 @@ def together(periods: list[Period]) -> Period:
     """
     :return: all of them stacked
     """
-    return Period(*(None if parts[0] is None else torch.stack(parts) for parts in zip(*periods, strict=True)))
+    stacked: list[Any] = [None if parts[0] is None else torch.stack(parts) for parts in zip(*periods, strict=True)]
+    return Period(*stacked)
 
 
 class LiveView:

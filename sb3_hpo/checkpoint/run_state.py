@@ -5,7 +5,7 @@ import hashlib
 import random
 from abc import ABC
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import PurePath
 from typing import Any
 

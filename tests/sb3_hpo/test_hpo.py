@@ -571,12 +571,11 @@ def test_live_observations_and_rewards_follow_the_moving_statistics_of_vec_norma
 
     class Watch(BaseCallback):
         def _on_step(self):
-            seen.append(
-                {name: self.locals[name] for name in ("obs", "live_rewards", "rewards")} | {"shown": self.model._last_obs}
-            )
+            live = {"obs": self.locals["obs"], "live_reward": self.locals["periods"][-1].reward}
+            seen.append(live | {"rewards": self.locals["rewards"], "shown": self.model._last_obs})
             return True
 
     hpo(VecNormalize(make_vec_env(ID, 8, env_kwargs=SMALL)), n_steps=25).learn(200, Watch())
-    for t, step in enumerate(seen):
+    for step in seen:
         np.testing.assert_allclose(step["obs"].detach().numpy(), step["shown"], atol=1e-5)
-        np.testing.assert_allclose(step["live_rewards"][t].detach().numpy(), step["rewards"], atol=1e-5)
+        np.testing.assert_allclose(step["live_reward"].detach().numpy(), step["rewards"], atol=1e-5)
