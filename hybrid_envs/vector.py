@@ -166,9 +166,13 @@ class HybridVectorEnv(gym.vector.VectorEnv):
 
     def _restart(self, done: torch.Tensor) -> None:
         fresh = self.env.initial(self.num_envs, self.generator)
-        self.state = type(fresh)(*(_where(done, new, old) for new, old in zip(fresh, self.state, strict=True)))
+        state = type(fresh)(*(_where(done, new, old) for new, old in zip(fresh, self.state, strict=True)))
         noise = self.env.sample_noise(self.num_envs, self.generator)
         self.noise = _where(done, noise.transpose(0, 1), self.noise.transpose(0, 1)).transpose(0, 1)
+        if self._clock is None:
+            self.state = state
+        else:  # all of them begin anew
+            self._state, self._observation, self._clock = state, None, 0
 
     def step(
         self, actions: tuple[np.ndarray, np.ndarray]
