@@ -1,21 +1,28 @@
 """
-How long an HPO iteration takes and where the time goes, and how many environment steps a second every simulator makes.
+How long an HPO iteration takes beside its own matrix products, where the rest goes, and how many environment steps a second
+every simulator makes.
 
-    python -m benchmarks.speed [--iterations 10] [--hidden 512] [--seconds 1]
+    python -m benchmarks.speed [--problems NAME ...] [--iterations 10] [--seconds 1] [--profile FOLDER]
+
+``--problems`` names the iterations to measure and leaves the rest out. ``--profile`` writes a trace of one iteration of each,
+``NAME.json``, which https://ui.perfetto.dev and chrome://tracing open.
 """
 
 import argparse
 import time
-from collections import defaultdict
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
 from stable_baselines3.common.logger import configure
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.suite import PROBLEMS, SIZES
 from hybrid_envs.core import HybridEnv
@@ -24,30 +31,75 @@ from hybrid_envs.vector import HybridVectorEnv
 from sb3_hpo import HPO
 
 
+class Case(NamedTuple):
+    """A problem and the networks that learn it; 64 scenarios unless said."""
+
+    env_id: str
+    env_kwargs: dict[str, Any]
+    hidden: int = 128
+    n_scenarios: int = 64
+
+
+CASES = {
+    "inventory": Case("HybridInventory-v0", {"n_items": 20}),
+    "inventory-512": Case("HybridInventory-v0", {"n_items": 20}, hidden=512),
+    "switched-lqr": Case("HybridSwitchedLQR-v0", {"n_dims": 48}, n_scenarios=128),
+    "unit-commitment": Case("HybridUnitCommitment-v0", {}),
+}
+PARTS = ("rollout", "backward", "PPO epochs")
+PRODUCTS = tuple(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[1])
+    parser.add_argument("--problems", nargs="+", choices=list(CASES), metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--iterations", type=int, default=10)
-    parser.add_argument("--hidden", type=int, default=512, help="width of the two hidden layers of each network")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each simulator")
+    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a trace of one iteration of each problem there")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    iteration_time(args.iterations, args.hidden)
-    factor_time(args.iterations)
-    steps_per_second(args.seconds)
-    throughput(args.seconds)
+    iteration_times(args.problems or list(CASES), args.iterations, args.profile)
+    if args.problems is None:
+        factor_time(args.iterations)
+        steps_per_second(args.seconds)
+        throughput(args.seconds)
 
 
-def iteration_time(iterations: int, hidden: int) -> None:
-    """Print the median time of one HPO iteration and of its three parts."""
-    env = gym.make("HybridInventory-v0", n_items=20)
-    model = TimedHPO("MlpPolicy", env, n_scenarios=64, seed=0, policy_kwargs={"net_arch": [hidden, hidden]})
-    model.set_logger(configure(None, []))
-    model.learn((iterations + 1) * model.n_steps * model.n_envs)
-    seconds = {part: float(np.median(times[1:])) for part, times in model.seconds.items()}
-    total = sum(seconds.values())
-    print(f"HPO iteration, 20 items, 64 scenarios, 100 periods, 2x{hidden} networks, one thread: {total:.3f} s (median)")
-    for part, value in seconds.items():
-        print(f"  {part:<16} {value:.3f} s  {value / total:.0%}")
+def iteration_times(names: list[str], iterations: int, folder: Path | None) -> None:
+    """
+    Print, for an HPO iteration and each of its parts, the processor time it takes, that of its matrix products alone, and how
+    many times as long it is. Both are the least of several; epochs are never cut short.
+    """
+    columns = "".join(f"{part:>24}" for part in ("iteration", *PARTS))
+    print(f"HPO iteration / its own matrix products alone, ms, one thread\n{'':<16}{columns}")
+    for name in names:
+        case = CASES[name]
+        model = TimedHPO(
+            "MlpPolicy",
+            gym.make(case.env_id, **case.env_kwargs),
+            n_scenarios=case.n_scenarios,
+            target_kl=None,
+            seed=0,
+            policy_kwargs={"net_arch": [case.hidden, case.hidden]},
+        )
+        model.set_logger(configure(None, []))
+        model.iterate(1)  # warms up
+        with Products(model) as products:
+            model.iterate(1)
+        model.seconds.clear()
+        floors = []
+        for _ in range(iterations):  # in turns, since other work on the machine slows both alike
+            model.iterate(1)
+            floors.append([products.seconds(part) for part in PARTS])
+        times = [(min(model.seconds[part]), min(floor)) for part, floor in zip(PARTS, zip(*floors, strict=True), strict=True)]
+        total = tuple(map(sum, zip(*times, strict=True)))
+        row = (f"{1e3 * took:.0f} / {1e3 * floor:.0f} = {took / floor:.2f}" for took, floor in (total, *times))
+        print(f"{name:<16}" + "".join(f"{entry:>24}" for entry in row), flush=True)
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with profile(activities=[ProfilerActivity.CPU]) as trace:
+                model.iterate(1)
+            trace.export_chrome_trace(str(folder / f"{name}.json"))
 
 
 def factor_time(iterations: int, chunks: int = 3) -> None:
@@ -84,15 +136,22 @@ def factor_time(iterations: int, chunks: int = 3) -> None:
 class TimedHPO(HPO):
     """HPO with a clock around the parts of an iteration."""
 
+    part: str | None = None
+    """The one that runs now."""
+
     def __init__(self, *args: Any, **kwargs: Any):
         self.seconds: dict[str, list[float]] = defaultdict(list)
         super().__init__(*args, **kwargs)
 
+    def iterate(self, count: int) -> None:
+        self.learn(count * self.n_steps * self.n_envs, reset_num_timesteps=False)
+
     @contextmanager
-    def _timed(self, part: str) -> Any:
-        start = time.perf_counter()
+    def _timed(self, part: str) -> Iterator[None]:
+        self.part, before, start = part, self.part, time.process_time()
         yield
-        self.seconds[part].append(time.perf_counter() - start)
+        self.part = before
+        self.seconds[part].append(time.process_time() - start)
 
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
         with self._timed("rollout"):
@@ -103,9 +162,41 @@ class TimedHPO(HPO):
             super()._mixed_gradient_step()
 
     def train(self) -> None:
-        start = time.perf_counter()
-        super().train()
-        self.seconds["PPO epochs"].append(time.perf_counter() - start - self.seconds["backward"][-1])
+        with self._timed("PPO epochs"):
+            super().train()
+        self.seconds["PPO epochs"][-1] -= self.seconds["backward"][-1]
+
+
+class Products(TorchDispatchMode):
+    """
+    Notes every matrix product, forward and backward, that is computed while it is active: its function, the shapes and strides
+    of what it multiplies, and the part of the iteration it belongs to.
+    """
+
+    def __init__(self, model: TimedHPO):
+        super().__init__()
+        self.model = model
+        self.counts: dict[str | None, Counter[Any]] = defaultdict(Counter)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in PRODUCTS:
+            operands = tuple((x.shape, x.stride(), x.dtype) for x in args if isinstance(x, torch.Tensor))
+            self.counts[self.model.part][func, operands] += 1
+        return func(*args, **(kwargs or {}))
+
+    def seconds(self, part: str) -> float:
+        """
+        :return: the processor time of the part's products, one after the other and nothing else
+        """
+        total = 0.0
+        for (func, operands), count in self.counts[part].items():
+            tensors = [torch.empty_strided(size, stride, dtype=dtype).normal_() for size, stride, dtype in operands]
+            func(*tensors)
+            start = time.process_time()
+            for _ in range(count):
+                func(*tensors)
+            total += time.process_time() - start
+        return total
 
 
 def steps_per_second(seconds: float) -> None:

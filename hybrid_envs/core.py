@@ -246,6 +246,12 @@ class HybridEnv(gym.Env[np.ndarray, tuple[Any, np.ndarray]], ABC, Generic[StateT
         """Whether :meth:`regime_mask` is overridden; if it is not, nobody need ask for masks."""
         return type(self).regime_mask is not HybridEnv.regime_mask
 
+    @property
+    def may_end_early(self) -> bool:
+        """Whether an episode may end before its horizon, as far as the class says: if not, nobody need look."""
+        kind = type(self)
+        return kind.terminal is not HybridEnv.terminal or kind.step_torch is not HybridEnv.step_torch
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """
         Move every tensor attribute, as ``torch.nn.Module.to`` does; a running episode ends.

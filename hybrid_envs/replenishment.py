@@ -67,9 +67,8 @@ class ReplenishmentEnv(HybridEnv[StockState]):
         :param remaining: what demand has left on hand, shape ``(batch, n_items)``
         :param ordered: in this period, to arrive after the lead time, likewise
         """
-        on_order = torch.cat([state.stock[:, 1:], ordered.unsqueeze(1)], dim=1)  # next arrival first
-        stock = torch.cat([(remaining + on_order[:, 0]).unsqueeze(1), on_order[:, 1:]], dim=1)
-        return StockState(stock, state.period)
+        arriving, *on_order = (*state.stock.unbind(1)[1:], ordered)
+        return StockState(torch.stack([remaining + arriving, *on_order], dim=1), state.period)
 
     def running_cost(self, remaining: torch.Tensor) -> torch.Tensor:
         """

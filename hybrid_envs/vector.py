@@ -33,10 +33,24 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         self.observation_space = batch_space(env.observation_space, num_envs)
         self.action_space = batch_space(env.action_space, num_envs)
-        self.state: Any = None
+        self._state: Any = None
+        self._observation: torch.Tensor | None = None
+        self._clock: int | None = None
         self.noise = torch.empty(0)
         self.generator = torch.Generator(env.device)
         self._rows = torch.arange(num_envs, device=env.device)
+
+    @property
+    def state(self) -> Any:
+        """The present states, of the environment's NamedTuple type; ``None`` before the first reset."""
+        return self._state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._state, self._observation, self._clock = state, None, None
+        if state is not None and not self.env.may_end_early:
+            first = int(state.period[0])
+            self._clock = first if bool((state.period == first).all()) else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
@@ -61,7 +75,9 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         """
         :return: what is seen of the present states, shape ``(num_envs, d)``
         """
-        return self.env.observation(self.state)
+        if self._observation is None:
+            self._observation = self.env.observation(self.state)
+        return self._observation
 
     def regime_mask(self) -> torch.Tensor | None:
         """
@@ -85,8 +101,11 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         """
         result = self.env.step_torch(self.state, action, self.present_noise())
         done = result.terminated | result.truncated
-        self.state = result.state
-        if done.any():
+        self._state, self._observation = result.state, result.observation
+        # Scenarios that go in step end together, and when is known without a look at them: a GPU need not be waited for.
+        if self._clock is not None:
+            self._clock += 1
+        if done.any() if self._clock is None else self._clock >= self.env.horizon:
             self._restart(done)
         return result, done
 
@@ -112,7 +131,7 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         """
         :return: ξ of the present period of each scenario, shape ``(num_envs, ...)``
         """
-        return self.noise[self.state.period, self._rows]
+        return self.noise[self.state.period, self._rows] if self._clock is None else self.noise[self._clock]
 
     def present(self) -> tuple[Any, torch.Tensor]:
         """
@@ -122,28 +141,38 @@ class HybridVectorEnv(gym.vector.VectorEnv):
 
     def detach(self) -> None:
         """Forget how the present states came about: gradients will not flow past this moment."""
-        self.state, _ = self.present()
+        self._state, _ = self.present()
+        self._observation = None
 
     def discount_gradient(self, gamma: float) -> None:
         """
-        From now on, scale every gradient that flows back through the present states by ``gamma``. Done in every period, this
-        makes b_t answer for Σ_k γ^(k-t) c_k: the same discounted costs by which PPO judges x_t.
+        From now on, scale every gradient that flows back through the present states, or what is seen of them, by ``gamma``.
+        Done in every period, this makes b_t answer for Σ_k γ^(k-t) c_k: the same discounted costs by which PPO judges x_t.
 
         :param gamma: γ, at most 1
         """
         if gamma == 1.0:
             return
-        fields = [field.view_as(field) for field in self.state]  # the last period's result keeps the tensors without the hook
-        for field in fields:
-            if field.requires_grad:
-                field.register_hook(lambda gradient: gamma * gradient)
-        self.state = type(self.state)(*fields)
+
+        def scaled(tensor: torch.Tensor) -> torch.Tensor:
+            if not tensor.requires_grad:
+                return tensor
+            view = tensor.view_as(tensor)  # the last period's result keeps the tensor without the hook
+            view.register_hook(lambda gradient: gamma * gradient)
+            return view
+
+        self._observation = scaled(self.observation())
+        self._state = type(self.state)(*map(scaled, self.state))
 
     def _restart(self, done: torch.Tensor) -> None:
         fresh = self.env.initial(self.num_envs, self.generator)
-        self.state = type(fresh)(*(_where(done, new, old) for new, old in zip(fresh, self.state, strict=True)))
+        state = type(fresh)(*(_where(done, new, old) for new, old in zip(fresh, self.state, strict=True)))
         noise = self.env.sample_noise(self.num_envs, self.generator)
         self.noise = _where(done, noise.transpose(0, 1), self.noise.transpose(0, 1)).transpose(0, 1)
+        if self._clock is None:
+            self.state = state
+        else:  # all of them begin anew
+            self._state, self._observation, self._clock = state, None, 0
 
     def step(
         self, actions: tuple[np.ndarray, np.ndarray]

@@ -3,12 +3,22 @@
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CallbackList,
+    CheckpointCallback,
+    ConvertCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    ProgressBarCallback,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
 from stable_baselines3.common.logger import Figure, HParam
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
@@ -26,8 +36,10 @@ __all__ = [
     "HParamCallback",
     "PeriodicCallback",
     "PolicyFigureCallback",
+    "callback_tree",
     "hyperparameters",
     "in_words",
+    "reads_arrays",
     "simulated_problem",
 ]
 
@@ -47,6 +59,46 @@ def simulated_problem(callback: BaseCallback) -> HybridEnv:
     return env
 
 
+def callback_tree(callback: BaseCallback) -> Iterator[BaseCallback]:
+    """
+    :return: the callback and those inside it, in the order in which they are called; lists and progress bars left out
+    """
+    if not isinstance(callback, CallbackList | ProgressBarCallback):
+        yield callback
+    children = [*getattr(callback, "callbacks", ())]
+    children += [getattr(callback, name, None) for name in ("callback_on_new_best", "callback")]
+    for child in children:
+        if isinstance(child, BaseCallback):
+            yield from callback_tree(child)
+
+
+COUNT_STEPS = (
+    CallbackList,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    ProgressBarCallback,
+    StopTrainingOnNoModelImprovement,
+    StopTrainingOnRewardThreshold,
+)
+"""Those of SB3 that see in a step nothing but that it was one."""
+
+
+def reads_arrays(callback: BaseCallback) -> bool:
+    """
+    Whether a callback, or one inside it, may look for a step's arrays in its ``locals``. All may but those of SB3 and ours
+    that only count steps, and those whose class says ``reads_arrays = False`` where it defines ``_on_step``.
+    """
+
+    def looks(one: BaseCallback) -> bool:
+        if isinstance(one, ConvertCallback):  # a function, or SB3's stand-in for no callback at all
+            return one.callback is not None
+        owner = next(kind for kind in type(one).__mro__ if "_on_step" in vars(kind))
+        return owner not in COUNT_STEPS and vars(owner).get("reads_arrays", True)
+
+    return any(looks(one) for one in callback_tree(callback))
+
+
 class PeriodicCallback(BaseCallback):
     """
     Looks at the policy before, during and after training. What it records is logged at once, so that it stands at the step
@@ -55,6 +107,8 @@ class PeriodicCallback(BaseCallback):
     :param env: the problem to look at it on; that of the training unless given
     :param every: environment steps between looks
     """
+
+    reads_arrays = False
 
     def __init__(self, env: HybridEnv | None = None, every: int = 100_000):
         super().__init__()
@@ -185,6 +239,8 @@ class HParamCallback(BaseCallback):
     :param metrics: tags of scalars whose last values the tab shows beside them, as far as the run logs them
     """
 
+    reads_arrays = False
+
     def __init__(self, metrics: Sequence[str] = METRICS):
         super().__init__()
         self.metrics = tuple(metrics)
@@ -264,6 +320,8 @@ class GradientQualityCallback(BaseCallback):
     :param seed: of the scenarios and samples; the same in every measurement
     :raises ValueError: for an unknown estimator or a count that is too small
     """
+
+    reads_arrays = False
 
     def __init__(
         self,

@@ -11,20 +11,21 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.utils import parameters_to_vector
 from typing_extensions import Self
 
-from hybrid_envs.checks import check_count
+from hybrid_envs.checks import check_count, to_numpy
 from hybrid_envs.core import StepResult
 from hybrid_envs.spaces import HybridAction, append_mask, pack, packed_size
 from sb3_hpo.arguments import check_argument, check_arguments, make_schedule
+from sb3_hpo.buffers import HybridRolloutBuffer
+from sb3_hpo.callbacks import reads_arrays
 from sb3_hpo.credit import Decision, counterfactual_baseline, joined
 from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.losses import pathwise_loss, score_loss
 from sb3_hpo.policies import DeterministicPointPolicy
-from sb3_hpo.vec_env import LiveView, simulated
+from sb3_hpo.vec_env import LiveView, Period, simulated, together
 
 DEFAULT_ITERATIONS = 200
 DIAGNOSTICS_INTERVAL = 10
@@ -258,60 +259,46 @@ class HPO(HybridPPO):
 
         :return: whether training goes on; ``False`` if the callback stopped it
         """
-        assert self._last_obs is not None
+        assert isinstance(rollout_buffer, HybridRolloutBuffer)
         self.policy.set_training_mode(False)
         view = LiveView(env)
         rollout_buffer.action_dim = packed_size(self.action_space, view.simulator.env.masks_regimes)
         rollout_buffer.reset()
         callback.on_rollout_start()
         view.simulator.detach()
-        noise_std = self.point_noise_schedule(self._current_progress_remaining)
-        live_rewards, live_log_probs = [], []
+        by_arrays = view.needs_arrays or reads_arrays(callback)
+        periods, decisions, goes_on = self._simulate(env, view, callback, rollout_buffer, n_rollout_steps, by_arrays)
+
+        live = together(periods)
+        view.check(live)
+        done = live.terminated | live.truncated
+        starts = torch.cat([torch.as_tensor(self._last_episode_starts, device=self.device).unsqueeze(0), done])
+        dones = done.cpu().numpy()
+        self._last_obs, self._last_episode_starts = to_numpy(view.observation()), dones[-1]
+        if not by_arrays:
+            for of_step, ended in zip(to_numpy(live.reward), dones, strict=True):
+                self._update_info_buffer([{"episode": episode} for episode in view.base.count(of_step, ended).values()])
+        if not goes_on:
+            return False
+
         joint = self.policy.factors.many and not self.policy.by_component
-        decisions: list[Decision] = []
-        final_values = np.zeros((n_rollout_steps, env.num_envs), dtype=np.float32)
-
-        for step in range(n_rollout_steps):
-            obs = view.observation()
-            mask = view.simulator.regime_mask()
-            regimes = self.policy.regimes(obs if self.cross_term else obs.detach(), mask)
-            x = regimes.sample()
-            candidates = self.policy.candidates(obs, noise_std, x)
-            b = self.policy.factors.choose(candidates, x)
-            log_prob = regimes.log_prob(x)
-            if self.counterfactual:
-                context = obs if self.policy.conditioned else candidates
-                here = view.simulator.present()
-                decisions.append(Decision(*here, x, context.detach(), regimes.given(x).probs.detach()))
-            new_obs, rewards, dones, infos = env.step(HybridAction(x, b))  # type: ignore[arg-type]
-            view.simulator.discount_gradient(self.gamma)
-            live_rewards.append(view.reward())
-            live_log_probs.append(log_prob)
-
-            self.num_timesteps += env.num_envs
-            callback.update_locals(locals())
-            if not callback.on_step():
-                return False
-            self._update_info_buffer(infos, dones)
-            truncated = [i for i in np.flatnonzero(dones) if infos[i]["TimeLimit.truncated"]]
-            if truncated:
-                final_values[step, truncated] = self._values(np.stack([infos[i]["terminal_observation"] for i in truncated]))
-            rollout_buffer.add(
-                self._last_obs,  # type: ignore[arg-type]
-                append_mask(pack(x, b.detach()), mask).cpu().numpy(),
-                rewards,
-                self._last_episode_starts,  # type: ignore[arg-type]
-                torch.as_tensor(self._values(self._last_obs)),
-                log_prob.detach().sum(dim=1) if joint else log_prob.detach(),
-            )
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-
+        rollout_buffer.fill(
+            observations=live.obs,
+            actions=append_mask(pack(live.x, live.b), live.mask),
+            rewards=live.reward,
+            episode_starts=starts[:-1],
+            values=self._values(live.obs),
+            log_probs=live.log_prob.sum(dim=2) if joint else live.log_prob,
+        )
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
         scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
         rollout_buffer.rewards /= scale
         beyond = self._value_range(rollout_buffer.rewards)
-        rollout_buffer.rewards += self.gamma * final_values.clip(*beyond)
-        rollout_buffer.compute_returns_and_advantage(torch.as_tensor(self._values(new_obs)), dones)
+        truncated = live.truncated.cpu().numpy()
+        rollout_buffer.rewards[truncated] += (
+            self.gamma * self._values(live.final_obs[live.truncated]).clamp(*beyond).cpu().numpy()
+        )
+        rollout_buffer.compute_returns_and_advantage(self._values(view.observation()), dones[-1])
         if self.counterfactual:
             baselines = self._baselines(view, decisions, scale, beyond)
             rollout_buffer.advantages = rollout_buffer.returns[..., None] - baselines
@@ -319,11 +306,54 @@ class HPO(HybridPPO):
         # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
         # rescaling writes into weights that the graph needs as they were.
         values = self.policy.predict_values(view.observation()).flatten()
-        future = values.where(torch.as_tensor(~dones, device=self.device), 0.0)
-        self._live = LiveRollout(torch.stack(live_rewards) / scale, future, torch.stack(live_log_probs))
+        future = values.where(~done[-1], 0.0)
+        self._live = LiveRollout(live.reward / scale, future, live.log_prob)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _simulate(
+        self,
+        env: VecEnv,
+        view: LiveView,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+        by_arrays: bool,
+    ) -> tuple[list[Period], list[Decision], bool]:
+        """
+        All scenarios, period by period, in tensors. Unless ``by_arrays``, nothing waits for them.
+
+        :param by_arrays: whether every step goes through the VecEnv, for wrappers and callbacks that look at its arrays
+        :return: what happened; what was decided, if credit is counterfactual; whether training goes on
+        """
+        periods: list[Period] = []
+        decisions: list[Decision] = []
+        noise_std = self.point_noise_schedule(self._current_progress_remaining)
+        for _ in range(n_rollout_steps):
+            clock, obs, mask = view.simulator.state.period, view.observation(), view.regime_mask()
+            regimes = self.policy.regimes(obs if self.cross_term else obs.detach(), mask)
+            x = regimes.sample()
+            candidates = self.policy.candidates(obs, noise_std, x)
+            b = self.policy.factors.choose(candidates, x)
+            if self.counterfactual:
+                here, context = view.simulator.present(), obs if self.policy.conditioned else candidates
+                decisions.append(Decision(*here, x, context.detach(), regimes.given(x).probs.detach()))
+            if by_arrays:
+                new_obs, rewards, dones, infos = env.step(HybridAction(x, b))  # type: ignore[arg-type]
+            else:
+                view.base.advance(HybridAction(x, b))
+            periods.append(Period(clock, obs, mask, x, b, regimes.log_prob(x), *view.outcome()))
+            view.simulator.discount_gradient(self.gamma)
+
+            self.num_timesteps += env.num_envs
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return periods, decisions, False
+            if by_arrays:
+                self._update_info_buffer(infos, dones)
+                self._last_obs = new_obs  # type: ignore[assignment]
+        return periods, decisions, True
 
     def _baselines(self, view: LiveView, decisions: list[Decision], scale: float, beyond: tuple[float, float]) -> np.ndarray:
         """
@@ -350,12 +380,13 @@ class HPO(HybridPPO):
             return future_range(rewards, self.gamma)
         return (-math.inf, math.inf) if self.value_beyond_horizon else (0.0, 0.0)
 
-    def _values(self, observations: Any) -> np.ndarray:
+    def _values(self, observations: torch.Tensor) -> torch.Tensor:
         """
-        :return: v of a batch of numpy observations, shape ``(batch,)``
+        :param observations: shape ``(..., d)``
+        :return: v, shape ``(...)``
         """
         with torch.no_grad():
-            return self.policy.predict_values(obs_as_tensor(observations, self.device)).flatten().cpu().numpy()
+            return self.policy.predict_values(observations.flatten(0, -2)).view(observations.shape[:-1])
 
     @property
     def _iteration(self) -> int:
@@ -364,11 +395,15 @@ class HPO(HybridPPO):
     def _clip_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Before every optimizer step: clip each network's gradient on its own."""
         for group in optimizer.param_groups:
-            norm = float(torch.nn.utils.clip_grad_norm_(group["params"], self.component_max_grad_norm))
+            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+            total = torch.nn.utils.get_total_norm(gradients)
+            norm = float(total)
             if not math.isfinite(norm):
                 raise FloatingPointError(
                     f"the gradient of the {group['name']} network has norm {norm} at {self.num_timesteps} steps"
                 )
+            if norm > self.component_max_grad_norm:
+                torch.nn.utils.clip_grads_with_norm_(group["params"], self.component_max_grad_norm, total)
             if norm > 0:
                 self._gradient_norms[group["name"]].append(norm)
 

@@ -57,6 +57,10 @@ class Tower(nn.Module):
         self.register_buffer("slope", slope.contiguous())
         self.register_buffer("interval", interval)
         self.register_buffer("one_sided", one_sided)
+        # Mostly all are of one kind, but for those with one possible value, where it does not matter how z is squashed.
+        fixed, bounded = bounds[..., 0] == bounds[..., 1], np.isfinite(bounds).sum(axis=-1)
+        self.has_interval, self.all_interval = bool(((bounded == 2) & ~fixed).any()), bool((fixed | (bounded == 2)).all())
+        self.has_one_sided, self.all_one_sided = bool((bounded == 1).any()), bool((fixed | (bounded == 1)).all())
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """
@@ -64,8 +68,38 @@ class Tower(nn.Module):
         :return: candidates, shape ``(batch, J, n)``
         """
         z = z.unflatten(1, (self.n_regimes, self.action_size))
-        squashed = torch.where(self.one_sided, F.softplus(z), torch.where(self.interval, torch.sigmoid(z), z))
+        squashed = z
+        if self.has_interval:
+            squashed = torch.sigmoid(z) if self.all_interval else torch.where(self.interval, torch.sigmoid(z), z)
+        if self.has_one_sided:
+            squashed = F.softplus(z) if self.all_one_sided else torch.where(self.one_sided, F.softplus(z), squashed)
         return self.base + self.slope * squashed
+
+
+class _TanhBySigmoid(torch.autograd.Function):
+    """tanh x = 2 σ(2x) - 1, to rounding errors of 2e-7."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = (2 * x).sigmoid_().mul_(2).sub_(1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(gradient, y)
+
+
+class Tanh(nn.Tanh):
+    """
+    The activation, which for an update takes the way by the sigmoid on a CPU: there torch's tanh costs as much as a layer of
+    128 units, on processors that its library was not written for. Batches of a simulation are too small to gain by it.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        by_sigmoid = self.training and torch.is_grad_enabled() and x.device.type == "cpu"
+        return _TanhBySigmoid.apply(x) if by_sigmoid else super().forward(x)
 
 
 QUADRATIC_FLOOR = 0.1
@@ -119,6 +153,7 @@ class Component(nn.Module):
         super().__init__()
         self.extractor = extractor
         n_inputs = extractor.features_dim + further_inputs
+        activation_fn = Tanh if activation_fn is nn.Tanh else activation_fn
         self.hidden = nn.Sequential(*create_mlp(n_inputs, -1, hidden, activation_fn))
         self.output = nn.Linear(hidden[-1] if hidden else n_inputs, output_size)
         self.linear = nn.Linear(n_inputs, output_size, bias=False) if linear_path else None
@@ -131,10 +166,10 @@ class Component(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         raw = self.output(self.hidden(features))
         if self.linear is not None:
-            raw = raw + self.linear(features)
+            raw = torch.addmm(raw, features, self.linear.weight.T)
         if self.quadratic is not None:
             raw = raw + self.quadratic(features)
-        return self.mean + self.std * raw
+        return torch.addcmul(self.mean, self.std, raw)
 
     def output_layers(self) -> list[nn.Linear]:
         """
@@ -263,7 +298,11 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         if self.stochastic_point:
             self.log_std = nn.Parameter(torch.full((action_size,), self.log_std_init))
             self.register_buffer("std_unit", torch.as_tensor(self.action_scale))
-        self.optimizer = self.optimizer_class(self._parameter_groups(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        # One kernel for all parameters, unless another way is asked for.
+        way = {"foreach", "fused", "differentiable"} & set(self.optimizer_kwargs)
+        fused = {"fused": True} if issubclass(self.optimizer_class, torch.optim.Adam) and not way else {}
+        options: dict[str, Any] = fused | self.optimizer_kwargs
+        self.optimizer = self.optimizer_class(self._parameter_groups(), lr=lr_schedule(1), **options)  # type: ignore[call-arg]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """One optimizer group per network, named as in ``COMPONENTS``."""

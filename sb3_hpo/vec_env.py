@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from hybrid_envs.checks import require_finite, to_numpy
+from hybrid_envs.checks import require_choice, require_finite, to_numpy
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.spaces import HybridAction, box_bounds, factors_of, feasible_actions
 from hybrid_envs.vector import HybridVectorEnv
@@ -74,21 +74,43 @@ class HybridVecEnv(VecEnv):
         require_finite(name, "observation", self.result.observation, period)
         require_finite(name, "reward", self.result.reward, period)
         rewards, dones = to_numpy(self.result.reward), done.cpu().numpy()
-        self._returns += rewards
-        self._lengths += 1
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for row in np.flatnonzero(dones):
+        for row, episode in self.count(rewards, dones).items():
             infos[row] = {
                 "terminal_observation": to_numpy(self.result.observation[row]),
                 "TimeLimit.truncated": bool(self.result.truncated[row]),
-                "episode": {
-                    "r": round(float(self._returns[row]), 6),
-                    "l": int(self._lengths[row]),
-                    "t": round(time.time() - self._start, 6),
-                },
+                "episode": episode,
             }
-        self._returns[dones], self._lengths[dones] = 0.0, 0
         return to_numpy(self.simulator.observation()), rewards, dones, infos
+
+    def advance(self, action: HybridAction) -> None:
+        """
+        A step without arrays, checks and statistics, for which a GPU need not be waited for.
+
+        :param action: a batch of tensors
+        """
+        self.result, _ = self.simulator.advance(action)
+
+    def count(self, rewards: np.ndarray, dones: np.ndarray) -> dict[int, dict[str, Any]]:
+        """
+        Count a step into the statistics of the running episodes.
+
+        :param rewards: shape ``(n_envs,)``
+        :param dones: which episodes have ended, likewise
+        :return: the statistics of those, as SB3's Monitor reports them, by scenario
+        """
+        self._returns += rewards
+        self._lengths += 1
+        ended = {
+            int(row): {
+                "r": round(float(self._returns[row]), 6),
+                "l": int(self._lengths[row]),
+                "t": round(time.time() - self._start, 6),
+            }
+            for row in np.flatnonzero(dones)
+        }
+        self._returns[dones], self._lengths[dones] = 0.0, 0
+        return ended
 
     def state_dict(self) -> dict[str, Any]:
         """
@@ -164,6 +186,31 @@ class HybridActionWrapper(VecEnvWrapper):
         return self.venv.reset()
 
 
+class Period(NamedTuple):
+    """What HPO keeps of one period, or with leading dimension ``n_steps`` of a rollout, seen as the policy sees it."""
+
+    clock: torch.Tensor
+    """The periods of the scenarios' episodes, shape ``(n_envs,)``."""
+    obs: torch.Tensor
+    mask: torch.Tensor | None
+    x: torch.Tensor
+    b: torch.Tensor
+    log_prob: torch.Tensor
+    reward: torch.Tensor
+    final_obs: torch.Tensor
+    """What is seen of the state that the period led to, before any reset, shape ``(n_envs, d)``."""
+    terminated: torch.Tensor
+    truncated: torch.Tensor
+
+
+def together(periods: list[Period]) -> Period:
+    """
+    :return: all of them stacked
+    """
+    stacked: list[Any] = [None if parts[0] is None else torch.stack(parts) for parts in zip(*periods, strict=True)]
+    return Period(*stacked)
+
+
 class LiveView:
     """
     What HPO sees of the last step with gradients: the simulator's tensors, scaled as VecNormalize scales their numpy copies.
@@ -174,8 +221,12 @@ class LiveView:
     def __init__(self, env: VecEnv):
         base = env.unwrapped
         assert isinstance(base, HybridVecEnv)
+        self.watched = not (env is base or (isinstance(env, HybridActionWrapper) and env.venv is base))
+        """Whether wrappers take part in a step, as VecNormalize does; they know arrays only."""
         self.base = base
         self.simulator = base.simulator
+        self.needs_arrays = env is not base and not (isinstance(env, HybridActionWrapper) and env.venv is base)
+        """Whether wrappers look at every step, as VecNormalize does: they know arrays only."""
         self.normalizer = unwrap_vec_normalize(env)
 
     def observation(self) -> torch.Tensor:
@@ -183,6 +234,31 @@ class LiveView:
         :return: of the present states, shape ``(n_envs, d)``
         """
         return self.scaled(self.simulator.observation())
+
+    def regime_mask(self) -> torch.Tensor | None:
+        """
+        :return: which regimes may be taken in the present states, bool, flat, shape ``(n_envs, ΣJ_f)``; ``None`` if the
+            environment masks none. Whether one is left is for :meth:`check`
+        """
+        env = self.simulator.env
+        return env.regime_mask(self.simulator.state) if env.masks_regimes else None
+
+    def check(self, rollout: Period) -> None:
+        """
+        :param rollout: what the simulator said, period by period
+        :raises ValueError: naming the environment and the first period in which a state left no regime
+        :raises FloatingPointError: naming the environment and the first period in which something was not finite
+        """
+        name, mask = self.simulator.env.name, rollout.mask
+        choice = None if mask is None else torch.stack([self.simulator.env.factors.leaves_a_choice(of) for of in mask])
+        finite = rollout.final_obs.isfinite().all() & rollout.reward.isfinite().all()
+        if finite if choice is None else finite & choice.all():
+            return
+        for step, clock in enumerate(rollout.clock):
+            if choice is not None:
+                require_choice(name, choice[step], clock)
+            require_finite(name, "observation", rollout.final_obs[step], clock)
+            require_finite(name, "reward", rollout.reward[step], clock)
 
     def scaled(self, observation: torch.Tensor) -> torch.Tensor:
         """
@@ -209,6 +285,14 @@ class LiveView:
         if vec is None or not vec.norm_reward:
             return reward
         return (reward / math.sqrt(vec.ret_rms.var + vec.epsilon)).clamp(-vec.clip_reward, vec.clip_reward)
+
+    def outcome(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        :return: reward, final observation, and whether the episode was terminated or truncated, of the last step
+        """
+        result = self.base.result
+        assert result is not None
+        return self.reward(), self.scaled(result.observation), result.terminated, result.truncated
 
 
 PLAIN_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, Monitor)

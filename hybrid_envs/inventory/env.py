@@ -192,6 +192,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
             observation_scale=observation_scale(self.params),
             render_mode=render_mode,
         )
+        self.shown_constants = torch.cat([self.underage_cost, self.holding_cost, self.mean_demand])
         self.item_fixed_cost = torch.tensor(self.params.item_fixed_cost, dtype=self.dtype)
 
     def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
@@ -206,9 +207,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
         return -(cost + on_order.to(self.dtype) @ self.item_fixed_cost) if self.itemised else -cost
 
     def observation(self, state: StockState) -> torch.Tensor:
-        constants = torch.cat([self.underage_cost, self.holding_cost, self.mean_demand])
         scaled = (state.stock / self.mean_demand).flatten(1)
-        return torch.cat([scaled, constants.expand(len(scaled), -1)], dim=1)
+        return torch.cat([scaled, self.shown_constants.expand(len(scaled), -1)], dim=1)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Inventory position per item, and the cost of each period with the orders marked."""

@@ -50,6 +50,8 @@ class ExactCheckpointCallback(BaseCallback):
     :raises OSError: when training starts, if the folder cannot be written to
     """
 
+    reads_arrays = False
+
     model: PPO
 
     def __init__(self, folder: str | Path, *, every: int = 10, keep: int = 3, verbose: int = 1):

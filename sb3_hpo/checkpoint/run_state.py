@@ -22,10 +22,8 @@ from gymnasium.wrappers import (
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import (
     BaseCallback,
-    CallbackList,
     EvalCallback,
     EveryNTimesteps,
-    ProgressBarCallback,
     StopTrainingOnMaxEpisodes,
     StopTrainingOnNoModelImprovement,
 )
@@ -35,7 +33,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, VecTransposeImage
 
 from hybrid_envs.wrappers import FlatActionWrapper
-from sb3_hpo.callbacks import CostCallback, GradientQualityCallback, PeriodicCallback
+from sb3_hpo.callbacks import CostCallback, GradientQualityCallback, PeriodicCallback, callback_tree
 from sb3_hpo.vec_env import HybridActionWrapper
 
 MODEL = (
@@ -194,19 +192,6 @@ def names_of(table: dict[Any, tuple[str, ...]], owner: Any) -> list[str]:
 
 
 # ---- callbacks -------------------------------------------------------------------------------------------------------
-
-
-def callback_tree(callback: BaseCallback) -> Iterator[BaseCallback]:
-    """
-    :return: the callback and those inside it, in the order in which they are called; lists and progress bars left out
-    """
-    if not isinstance(callback, CallbackList | ProgressBarCallback):
-        yield callback
-    children = [*getattr(callback, "callbacks", ())]
-    children += [getattr(callback, name, None) for name in ("callback_on_new_best", "callback")]
-    for child in children:
-        if isinstance(child, BaseCallback):
-            yield from callback_tree(child)
 
 
 def callback_state(callback: BaseCallback) -> dict[str, Any]:

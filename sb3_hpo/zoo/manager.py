@@ -186,6 +186,8 @@ class SaveBeside(BaseCallback):
     :param zip_path: of SB3's file
     """
 
+    reads_arrays = False
+
     def __init__(self, zip_path: str | Path):
         super().__init__()
         self.zip_path = zip_path
@@ -197,6 +199,8 @@ class SaveBeside(BaseCallback):
 
 class SafeCheckpointCallback(CheckpointCallback):
     """SB3's, which saves the model as plain data too."""
+
+    reads_arrays = False
 
     def _on_step(self) -> bool:
         proceed = super()._on_step()

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.wrappers import OrderEnforcing
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from hybrid_envs import HybridAction, HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs import HybridAction, HybridInventoryEnv, HybridSwitchedLQREnv, HybridUnitCommitmentEnv
 from hybrid_envs.solvers import evaluate
 from sb3_hpo import HPO
 from tests.sb3_hpo.environments import PurseEnv
@@ -587,12 +588,98 @@ def test_live_observations_and_rewards_follow_the_moving_statistics_of_vec_norma
 
     class Watch(BaseCallback):
         def _on_step(self):
-            seen.append(
-                {name: self.locals[name] for name in ("obs", "live_rewards", "rewards")} | {"shown": self.model._last_obs}
-            )
+            live = {"obs": self.locals["obs"], "live_reward": self.locals["periods"][-1].reward}
+            seen.append(live | {"rewards": self.locals["rewards"], "shown": self.model._last_obs})
             return True
 
     hpo(VecNormalize(make_vec_env(ID, 8, env_kwargs=SMALL)), n_steps=25).learn(200, Watch())
-    for t, step in enumerate(seen):
+    for step in seen:
         np.testing.assert_allclose(step["obs"].detach().numpy(), step["shown"], atol=1e-5)
-        np.testing.assert_allclose(step["live_rewards"][t].detach().numpy(), step["rewards"], atol=1e-5)
+        np.testing.assert_allclose(step["live_reward"].detach().numpy(), step["rewards"], atol=1e-5)
+
+
+# ---- nothing waits in a rollout --------------------------------------------------------------------------------------
+
+
+class NothingIsRead(TorchDispatchMode):
+    """Fails when a number is read out of a tensor, for which the host would wait for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default, "a number was read out of a tensor"
+        return func(*args, **(kwargs or {}))
+
+
+class Wakeful(HPO):
+    """HPO whose simulation fails when a tensor is read."""
+
+    def _simulate(self, *args):
+        with pytest.MonkeyPatch.context() as patch, NothingIsRead():
+            for name in ("cpu", "numpy", "item", "tolist", "nonzero"):
+                patch.setattr(torch.Tensor, name, lambda *_, name=name, **__: pytest.fail(f"Tensor.{name} was called"))
+            return super()._simulate(*args)
+
+
+class Counter(BaseCallback):
+    reads_arrays = False
+
+    def _on_step(self):
+        return True
+
+
+@pytest.mark.parametrize("callback", [None, Counter(), [Counter(), CheckpointCallback(10**9, "nowhere")]])
+@pytest.mark.parametrize(
+    "env",
+    [
+        lambda: inventory(),
+        lambda: regulator(),
+        lambda: HybridUnitCommitmentEnv(commitments="free", min_up_time=3),  # masks
+        lambda: inventory(minor_fixed_cost=20.0),  # counterfactual credit
+    ],
+)
+def test_no_number_is_read_out_of_a_tensor_while_scenarios_are_simulated(env, callback):
+    model = Wakeful("MlpPolicy", env(), n_scenarios=4, n_steps=25, **TINY)
+    model.learn(2 * 4 * 25, callback)  # past the horizon
+    assert np.isfinite(model.rollout_buffer.advantages).all()
+    assert len(model.ep_info_buffer) == 4 * (50 // model.env.get_attr("horizon")[0])
+
+
+class Reader(BaseCallback):
+    def __init__(self):
+        super().__init__()
+        self.rewards, self.dones = [], []
+
+    def _on_step(self):
+        self.rewards.append(self.locals["rewards"])
+        self.dones.append(self.locals["dones"])
+        return True
+
+
+@pytest.mark.parametrize("env", [inventory, PurseEnv])
+def test_training_is_the_same_whether_or_not_a_callback_reads_the_arrays_of_each_step(env):
+    reader = Reader()
+    read, unread = (
+        HPO("MlpPolicy", env(), n_scenarios=6, n_steps=7, **TINY).learn(3 * 42, callback) for callback in (reader, None)
+    )
+    assert same(weights(read), weights(unread))
+    episodes = [[{"r": info["r"], "l": info["l"]} for info in model.ep_info_buffer] for model in (read, unread)]
+    assert episodes[0] == episodes[1]
+    np.testing.assert_array_equal(read._last_obs, unread._last_obs)
+    np.testing.assert_array_equal(read._last_episode_starts, unread._last_episode_starts)
+    assert np.shape(reader.rewards) == np.shape(reader.dones) == (21, 6)
+
+
+@pytest.mark.parametrize(("broken", "what"), [("observation", "observation"), ("reward", "reward")])
+def test_what_is_not_finite_is_named_with_its_period_after_the_rollout(broken, what):
+    class Overflowing(HybridSwitchedLQREnv):
+        def transition(self, state, action, noise):
+            state = super().transition(state, action, noise)
+            late = (state.period >= 3).unsqueeze(1)  # the fourth period
+            return state._replace(x=torch.where(late, torch.inf, state.x)) if broken == "observation" else state
+
+        def reward(self, state, action, noise, next_state):
+            reward = super().reward(state, action, noise, next_state)
+            return torch.where(state.period >= 3, torch.nan, reward) if broken == "reward" else reward
+
+    model = HPO("MlpPolicy", Overflowing(n_dims=2, horizon=10), n_scenarios=4, **TINY)
+    with pytest.raises(FloatingPointError, match=rf"Overflowing: non-finite {what} in period 3 \(scenario 0\)"):
+        model.learn(40)
