@@ -84,6 +84,8 @@ class Demand(NamedTuple):
     """Of data, shape ``(scenarios, horizon, n_items)``."""
     mean: np.ndarray
     std: np.ndarray
+    poisson_like: bool
+    """Whether the standard deviation is the root of the mean, whatever the mean."""
 
 
 def read_demand(
@@ -126,7 +128,7 @@ def read_demand(
     if demand_std is not None and source != "normal":
         raise ValueError(f"demand_std = {demand_std} is only for demand = 'normal', got demand = {source!r}")
     std = check_array("demand_std", np.sqrt(mean) if demand_std is None else demand_std, (n_items,), at_least=0.0)
-    return Demand(source, scenarios, mean, std)
+    return Demand(source, scenarios, mean, std, demand_std is None)
 
 
 def mean_sales(scenarios: np.ndarray) -> np.ndarray:
@@ -143,8 +145,8 @@ def sample_demand(
 ) -> torch.Tensor:
     """
     :param distribution: ``"poisson"``, ``"normal"`` (truncated at 0) or ``"uniform"`` (on the integers 0 to twice the mean)
-    :param mean: shape ``(n_items,)``
-    :param std: of normal demand, shape ``(n_items,)``
+    :param mean: shape ``(n_items,)``, or what spreads to ``shape``
+    :param std: of normal demand, likewise
     :param shape: ``(..., n_items)``
     :param generator: the only source of randomness
     :return: independent demands of the given shape

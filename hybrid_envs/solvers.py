@@ -5,6 +5,7 @@ from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate, reference_
 from hybrid_envs.inventory.item_orders import PeriodicSS, PerItemSS
 from hybrid_envs.inventory.policies import (
     CanOrder,
+    InstanceSS,
     PeriodicReview,
     SingleItemSS,
     TotalDemandTrigger,
@@ -27,6 +28,7 @@ __all__ = [
     "CappedDualIndex",
     "CommitmentProgramme",
     "DualSourcingOptimum",
+    "InstanceSS",
     "MeritOrderOperator",
     "NoTradeBand",
     "PerItemSS",

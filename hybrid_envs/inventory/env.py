@@ -9,16 +9,19 @@ import torch
 from hybrid_envs.checks import check_array, check_count, check_switch
 from hybrid_envs.core import Frame
 from hybrid_envs.demand import read_demand
+from hybrid_envs.instances import Drawable, Instances, Table
 from hybrid_envs.rendering import draw_episode
-from hybrid_envs.replenishment import ReplenishmentEnv, StockState
+from hybrid_envs.replenishment import ReplenishmentEnv, StockState, weighted
 from hybrid_envs.spaces import HybridAction
 
 REFERENCE_FIXED_COST_PER_ITEM = 64.0
+OBSERVED = ("underage_cost", "holding_cost", "mean_demand")
+"""Arguments that are observed beside stock, whether they vary or not."""
 
 
 @dataclass(frozen=True)
 class InventoryParams:
-    """The numbers of one instance; arrays have shape ``(n_items,)``."""
+    """The numbers of one instance; arrays have shape ``(n_items,)``. What differs from scenario to scenario is its mean."""
 
     mean_demand: np.ndarray
     holding_cost: np.ndarray
@@ -134,26 +137,41 @@ class HybridInventoryEnv(ReplenishmentEnv):
         self,
         n_items: int | None = None,
         *,
-        mean_demand: float | np.ndarray | None = None,
-        holding_cost: float | np.ndarray | None = None,
-        underage_cost: float | np.ndarray | None = None,
-        fixed_cost: float | None = None,
-        minor_fixed_cost: float | np.ndarray | None = None,
+        mean_demand: Drawable | None = None,
+        holding_cost: Drawable | None = None,
+        underage_cost: Drawable | None = None,
+        fixed_cost: Drawable | None = None,
+        minor_fixed_cost: Drawable | None = None,
         lead_time: int = 2,
         horizon: int = 100,
         lost_sales: bool = False,
         demand: str | Path | np.ndarray = "poisson",
-        demand_std: float | np.ndarray | None = None,
+        demand_std: Drawable | None = None,
+        instances: Table | None = None,
         render_mode: str | None = None,
     ):
         check_count("lead_time", lead_time)
+        drawn = Instances(
+            HybridInventoryEnv,
+            {
+                "mean_demand": mean_demand,
+                "holding_cost": holding_cost,
+                "underage_cost": underage_cost,
+                "fixed_cost": fixed_cost,
+                "minor_fixed_cost": minor_fixed_cost,
+                "demand_std": demand_std,
+            },
+            instances,
+        )
+        holding_cost, underage_cost = drawn.typical["holding_cost"], drawn.typical["underage_cost"]
+        fixed_cost, minor_fixed_cost = drawn.typical["fixed_cost"], drawn.typical["minor_fixed_cost"]
         read = read_demand(
             demand,
             ("poisson", "normal"),
             horizon,
             n_items,
-            mean_demand,
-            demand_std,
+            drawn.typical["mean_demand"],
+            drawn.typical["demand_std"],
             default_items=5,
             default_mean=lambda n: np.random.RandomState(33).uniform(6, 14, n).round(3),
         )
@@ -178,21 +196,25 @@ class HybridInventoryEnv(ReplenishmentEnv):
             ),
         )
         self.itemised = minor_fixed_cost is not None
+        drawn.lay_out(n_items, shared=("fixed_cost",))
+        self.observed_too = tuple(name for name in drawn.place if name not in OBSERVED)
         super().__init__(
             read,
             self.params.holding_cost,
             self.params.underage_cost,
             lead_time,
+            drawn,
             action_bounds=np.array([[[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items]),  # no order, order
             factor_sizes=[2] * (n_items + 1) if self.itemised else None,
             factor_of=np.arange(1, n_items + 1) if self.itemised else None,
-            observation_size=n_items * (lead_time + 3),
+            observation_size=n_items * (lead_time + 3) + len(drawn.typical_of(self.observed_too)),
             horizon=horizon,
             action_scale=lot_size(self.params),
-            observation_scale=observation_scale(self.params),
+            observation_scale=np.append(observation_scale(self.params), drawn.typical_of(self.observed_too)),
             render_mode=render_mode,
         )
-        self.item_fixed_cost = torch.tensor(self.params.item_fixed_cost, dtype=self.dtype)
+        self.fixed_cost = torch.tensor([self.params.fixed_cost], dtype=self.dtype)
+        self.minor_fixed_cost = torch.tensor(self.params.item_fixed_cost, dtype=self.dtype)
 
     def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
         remaining = state.stock[:, 0] - noise
@@ -202,13 +224,24 @@ class HybridInventoryEnv(ReplenishmentEnv):
 
     def reward(self, state: StockState, action: HybridAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
         on_order = self._on_order(action)
-        cost = self.running_cost(state.stock[:, 0] - noise) + self.params.fixed_cost * on_order.amax(dim=1)
-        return -(cost + on_order.to(self.dtype) @ self.item_fixed_cost) if self.itemised else -cost
+        ordering = (self.parameter("fixed_cost", state) * on_order.amax(dim=1, keepdim=True)).squeeze(1)
+        cost = self.running_cost(state, state.stock[:, 0] - noise) + ordering
+        if not self.itemised:
+            return -cost
+        return -(cost + weighted(on_order.to(self.dtype), self.parameter("minor_fixed_cost", state)))
 
     def observation(self, state: StockState) -> torch.Tensor:
-        constants = torch.cat([self.underage_cost, self.holding_cost, self.mean_demand])
-        scaled = (state.stock / self.mean_demand).flatten(1)
-        return torch.cat([scaled, constants.expand(len(scaled), -1)], dim=1)
+        return torch.cat([self.in_periods(state), self.observed(state, (*OBSERVED, *self.observed_too))], dim=1)
+
+    def observed_mean_demand(self, observation: np.ndarray) -> np.ndarray:
+        """
+        :param observation: shape ``(batch, d)``
+        :return: μ, shape ``(n_items,)``, or where it varies ``(batch, n_items)``
+        """
+        if "mean_demand" not in self.instances.place:
+            return self.params.mean_demand
+        end = self.n_items * (self.lead_time + 3)
+        return observation[:, end - self.n_items : end].astype(np.float64)
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Inventory position per item, and the cost of each period with the orders marked."""
