@@ -68,7 +68,7 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
 
     ## Observation Space
     ``Box(-inf, inf, (n_items * lead_time,))``: stock on hand, then the regular orders on their way, the next to arrive
-    first, each divided by the item's mean demand. It holds no clock.
+    first, each divided by the item's mean demand. It holds no clock. Arguments that differ from scenario to scenario follow.
 
     ## Dynamics
     Both orders r and e are placed before the period's demand D is seen. The expedited one can meet it; the regular one is on
@@ -99,7 +99,8 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
 
     ## Arguments
     The default is the smallest instance of the literature with fixed costs added; without them
-    (``regular_fixed_cost=0, expedited_fixed_cost=0``) it is that instance.
+    (``regular_fixed_cost=0, expedited_fixed_cost=0``) it is that instance. Mean demand, h, u, c and the standard deviation may
+    differ from scenario to scenario, as in ``HybridInventory-v0``: by a distribution, ``{uniform: [low, high]}``, or a table.
 
     :param n_items: p; 1 unless the demand data says otherwise
     :param mean_demand: μ, scalar or ``(n_items,)``; 2 unless given, the data's mean for demand data
@@ -116,6 +117,8 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
         of shape ``(scenarios, periods, n_items)``, or the path of a CSV file with a header of item names and one row per
         period
     :param demand_std: standard deviation of normal demand, scalar or ``(n_items,)``; √μ unless given
+    :param instances: a table with one row for each product, a CSV file's path or columns by name: ``mean_demand``,
+        ``holding_cost``, ``underage_cost``, ``premium``, ``demand_std``; ``item`` may name the product
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 

@@ -81,7 +81,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
 
     ## Observation Space
     ``Box(-inf, inf, (n_items * lead_time + 3 * n_items,))``: on-hand and pipeline stock divided by the item's mean demand,
-    then underage costs u, holding costs h and mean demands μ. It holds no clock.
+    then underage costs u, holding costs h and mean demands μ. It holds no clock. Further arguments that differ from
+    scenario to scenario follow, in the order of the signature, those of the table last.
 
     ## Dynamics
     The order q = b·1{x = 1} (q_i = b_i z y_i with minor costs) is placed before the period's demand D is seen and is on hand
@@ -98,7 +99,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
     by :meth:`figure_of_merit`: mean cost per item and period, the first 16 periods left out.
 
     ## Starting State
-    Nothing on hand, nothing on order.
+    Nothing on hand, nothing on order. What differs from scenario to scenario is drawn, for each item by itself.
 
     ## Episode End
     Truncated after ``horizon`` periods; never terminated.
@@ -108,6 +109,10 @@ class HybridInventoryEnv(ReplenishmentEnv):
     jumps: the fixed cost depends on x alone. With integer demand the kinks have probability zero unless b is integer.
 
     ## Arguments
+    Costs and demand may differ from scenario to scenario, so that one policy serves many products. Beside numbers such an
+    argument takes a distribution, :class:`~hybrid_envs.Uniform`, which as plain data is ``{uniform: [low, high]}``; or it is
+    a column of the table ``instances``.
+
     :param n_items: p; 5 unless the demand data says otherwise
     :param mean_demand: μ, scalar or ``(n_items,)``; the reference instance's unless given, the data's mean for demand data
     :param holding_cost: h per unit and period, scalar or ``(n_items,)``; the reference instance's unless given
@@ -121,6 +126,9 @@ class HybridInventoryEnv(ReplenishmentEnv):
     :param demand: ``"poisson"``, ``"normal"`` (truncated at 0), an array of scenarios of shape
         ``(scenarios, periods, n_items)``, or the path of a CSV file with a header of item names and one row per period
     :param demand_std: standard deviation of normal demand, scalar or ``(n_items,)``; √μ unless given
+    :param instances: a table with one row for each product: a CSV file's path, or columns by name. Columns are
+        ``mean_demand``, ``holding_cost``, ``underage_cost``, ``minor_fixed_cost``, ``demand_std``, with one item also
+        ``fixed_cost``; ``item`` may name the product. Each item of a scenario draws a row, with replacement
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 

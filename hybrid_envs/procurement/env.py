@@ -210,6 +210,7 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
     :param horizon: T, periods of an episode
     :param demand: ``"poisson"``, ``"normal"`` (truncated at 0, of standard deviation √μ), an array of scenarios of shape
         ``(scenarios, periods, n_items)``, or the path of a CSV file with a header of item names and one row per period
+    :param instances: a table with one row for each product, as in ``HybridInventory-v0``; μ, h and u may also be distributions
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 
