@@ -220,7 +220,7 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
 
     def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
         regular, expedited = self._ordered(action)
-        return self.replenished(state, state.stock[:, 0] + expedited - noise, regular)
+        return self.replenished(state, state.stock[:, 0] + expedited - noise, regular, noise)
 
     def reward(self, state: StockState, action: HybridAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
         _, expedited = self._ordered(action)

@@ -1,5 +1,6 @@
 """Joint replenishment: when to order for all items at once, and how much of each."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,10 +9,10 @@ import torch
 
 from hybrid_envs.checks import check_array, check_count, check_switch
 from hybrid_envs.core import Frame
-from hybrid_envs.demand import read_demand
+from hybrid_envs.demand import check_share, read_demand
 from hybrid_envs.instances import Drawable, Instances, Table
 from hybrid_envs.rendering import draw_episode
-from hybrid_envs.replenishment import ReplenishmentEnv, StockState, weighted
+from hybrid_envs.replenishment import ReplenishmentEnv, StockState, context_scale, weighted
 from hybrid_envs.spaces import HybridAction
 
 REFERENCE_FIXED_COST_PER_ITEM = 64.0
@@ -82,7 +83,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
     ## Observation Space
     ``Box(-inf, inf, (n_items * lead_time + 3 * n_items,))``: on-hand and pipeline stock divided by the item's mean demand,
     then underage costs u, holding costs h and mean demands μ. It holds no clock. Further arguments that differ from
-    scenario to scenario follow, in the order of the signature, those of the table last.
+    scenario to scenario follow, in the order of the signature, those of the table last; then the demand of the last
+    ``history`` periods, the latest first, divided by mean demand, and the calendar of the present period.
 
     ## Dynamics
     The order q = b·1{x = 1} (q_i = b_i z y_i with minor costs) is placed before the period's demand D is seen and is on hand
@@ -129,6 +131,15 @@ class HybridInventoryEnv(ReplenishmentEnv):
     :param instances: a table with one row for each product: a CSV file's path, or columns by name. Columns are
         ``mean_demand``, ``holding_cost``, ``underage_cost``, ``minor_fixed_cost``, ``demand_std``, with one item also
         ``fixed_cost``; ``item`` may name the product. Each item of a scenario draws a row, with replacement
+    :param zero_share: the probability that a period has no demand for an item at all, of demand that is no data; when there is
+        any, its mean is μ / (1 - zero_share), so that μ remains the mean
+    :param history: how many past periods of demand are observed
+    :param censored: with lost sales, whether what is observed of a period is what was sold, min(D, I)
+    :param calendar: columns of the file of sales that are no items but known ahead: ``None`` for a column that is observed as
+        it is, such as a promotion, or the length of its cycle, such as ``{"week": 52}``, for its sine and cosine
+    :param split: ``"train"``, ``"validation"`` or ``"test"``: windows from the first, second or third part of the file alone;
+        μ is then the mean of the first
+    :param split_shares: the shares of the parts
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 
@@ -156,6 +167,12 @@ class HybridInventoryEnv(ReplenishmentEnv):
         demand: str | Path | np.ndarray = "poisson",
         demand_std: Drawable | None = None,
         instances: Table | None = None,
+        zero_share: float = 0.0,
+        history: int = 0,
+        censored: bool = False,
+        calendar: Mapping[str, float | None] | None = None,
+        split: str | None = None,
+        split_shares: Sequence[float] = (0.6, 0.2, 0.2),
         render_mode: str | None = None,
     ):
         check_count("lead_time", lead_time)
@@ -182,7 +199,16 @@ class HybridInventoryEnv(ReplenishmentEnv):
             drawn.typical["demand_std"],
             default_items=5,
             default_mean=lambda n: np.random.RandomState(33).uniform(6, 14, n).round(3),
+            history=history,
+            calendar=calendar,
+            split=split,
+            split_shares=split_shares,
         )
+        if check_share("zero_share", zero_share) and read.source == "data":
+            raise ValueError(f"zero_share = {zero_share} is of a distribution, but demand is data")
+        if check_switch("censored", censored) and not (lost_sales and history):
+            raise ValueError(f"censored = True needs lost_sales = True and history > 0, got {lost_sales} and {history}")
+        self.censored = censored
         n_items = len(read.mean)
         if holding_cost is None:
             holding_cost = np.random.RandomState(73).uniform(0.7, 1.3, n_items)
@@ -206,6 +232,9 @@ class HybridInventoryEnv(ReplenishmentEnv):
         self.itemised = minor_fixed_cost is not None
         drawn.lay_out(n_items, shared=("fixed_cost",))
         self.observed_too = tuple(name for name in drawn.place if name not in OBSERVED)
+        scale = np.concatenate(
+            [observation_scale(self.params), drawn.typical_of(self.observed_too), context_scale(read, history)]
+        )
         super().__init__(
             read,
             self.params.holding_cost,
@@ -215,20 +244,24 @@ class HybridInventoryEnv(ReplenishmentEnv):
             action_bounds=np.array([[[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items]),  # no order, order
             factor_sizes=[2] * (n_items + 1) if self.itemised else None,
             factor_of=np.arange(1, n_items + 1) if self.itemised else None,
-            observation_size=n_items * (lead_time + 3) + len(drawn.typical_of(self.observed_too)),
+            history=history,
+            zero_share=zero_share,
+            observation_size=len(scale),
             horizon=horizon,
             action_scale=lot_size(self.params),
-            observation_scale=np.append(observation_scale(self.params), drawn.typical_of(self.observed_too)),
+            observation_scale=scale,
             render_mode=render_mode,
         )
         self.fixed_cost = torch.tensor([self.params.fixed_cost], dtype=self.dtype)
         self.minor_fixed_cost = torch.tensor(self.params.item_fixed_cost, dtype=self.dtype)
 
     def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
-        remaining = state.stock[:, 0] - noise
+        on_hand = state.stock[:, 0]
+        remaining = on_hand - noise
         if self.params.lost_sales:
             remaining = remaining.clamp(min=0)
-        return self.replenished(state, remaining, action.point * self._on_order(action))
+        seen = noise.minimum(on_hand) if self.censored else noise
+        return self.replenished(state, remaining, action.point * self._on_order(action), seen)
 
     def reward(self, state: StockState, action: HybridAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
         on_order = self._on_order(action)
@@ -239,7 +272,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
         return -(cost + weighted(on_order.to(self.dtype), self.parameter("minor_fixed_cost", state)))
 
     def observation(self, state: StockState) -> torch.Tensor:
-        return torch.cat([self.in_periods(state), self.observed(state, (*OBSERVED, *self.observed_too))], dim=1)
+        constants = self.observed(state, (*OBSERVED, *self.observed_too))
+        return torch.cat([self.in_periods(state), constants, *self.context(state)], dim=1)
 
     def observed_mean_demand(self, observation: np.ndarray) -> np.ndarray:
         """

@@ -10,7 +10,6 @@ from hybrid_envs.evaluation import PolicyFunction, greedy_episode
 from hybrid_envs.inventory.env import HybridInventoryEnv, lot_size
 from hybrid_envs.inventory.policies import SingleItemSS
 from hybrid_envs.rendering import THUMBNAIL_DPI, THUMBNAIL_WIDTH, new_figure
-from hybrid_envs.replenishment import StockState
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,9 +35,7 @@ def replenishment_figure(env: HybridInventoryEnv, policy: PolicyFunction) -> "Fi
     position = np.linspace(0.0 if params.lost_sales else -lot, params.lead_time + 1 + 1.5 * lot, POSITIONS)  # in periods
     stock = torch.zeros(POSITIONS, params.lead_time, env.n_items, dtype=env.dtype, device=env.device)
     stock[:, 0] = torch.as_tensor(position, dtype=env.dtype, device=env.device)[:, None] * env.mean_demand
-    period = torch.zeros(POSITIONS, dtype=torch.int64, device=env.device)
-    instance = torch.as_tensor(env.instances.typical_instance, dtype=env.dtype, device=env.device).expand(POSITIONS, -1)
-    probabilities, points = policy(to_numpy(env.observation(StockState(stock, period, instance))))
+    probabilities, points = policy(to_numpy(env.observation(env.standing(stock))))
     order, joins = _likely_orders(env, probabilities)
     level = position + (joins * points[:, 1] / params.mean_demand).mean(axis=1)
 

@@ -136,6 +136,7 @@ class InstanceSS(ReferencePolicy):
         if env.n_items != 1:
             raise ValueError(f"InstanceSS: n_items = {env.n_items}; it replenishes one item")
         self.env = env
+        self._constants = slice(env.lead_time, env.lead_time + len(OBSERVED) + len(env.observed_too))
         self._solved: dict[bytes, np.ndarray] = {}
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,7 +150,7 @@ class InstanceSS(ReferencePolicy):
         :param observation: shape ``(batch, d)``
         :return: s, S and the long-run cost per period of each row's instance, shape ``(batch, 3)``
         """
-        instances, rows = np.unique(observation[:, self.env.lead_time :], axis=0, return_inverse=True)
+        instances, rows = np.unique(observation[:, self._constants], axis=0, return_inverse=True)
         for instance in instances:
             if instance.tobytes() not in self._solved:
                 self._solved[instance.tobytes()] = self._optimum(instance)

@@ -160,7 +160,10 @@ def single_item(env: HybridInventoryEnv, mean: float, std: float, holding_cost: 
     :param holding_cost: h
     :param underage_cost: u
     """
-    demand, step = _poisson(mean) if env.demand == "poisson" else _censored_normal(mean, std)
+    met = mean / (1 - env.zero_share)
+    demand, step = _poisson(met) if env.demand == "poisson" else _censored_normal(met, std)
+    demand = (1 - env.zero_share) * demand
+    demand[0] += env.zero_share
     return SingleItem(demand, step, holding_cost, underage_cost, env.params.lead_time)
 
 
