@@ -285,6 +285,16 @@ class HybridInventoryEnv(ReplenishmentEnv):
         end = self.n_items * (self.lead_time + 3)
         return observation[:, end - self.n_items : end].astype(np.float64)
 
+    def observed_history(self, observation: np.ndarray) -> np.ndarray:
+        """
+        :param observation: shape ``(batch, d)``
+        :return: demand of the last periods, the latest first, shape ``(batch, history, n_items)``
+        """
+        start = self.n_items * (self.lead_time + 3) + len(self.instances.typical_of(self.observed_too))
+        past = observation[:, start : start + self.history * self.n_items].astype(np.float64)
+        mean = self.observed_mean_demand(observation)
+        return past.reshape(-1, self.history, self.n_items) * (mean if mean.ndim == 1 else mean[:, None])
+
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Inventory position per item, and the cost of each period with the orders marked."""
         positions = np.array([frame.state.stock[0].sum(dim=0).cpu().numpy() for frame in frames])

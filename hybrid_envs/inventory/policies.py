@@ -11,6 +11,7 @@ from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.inventory.cycles import Cycles, minimise
 from hybrid_envs.inventory.env import OBSERVED, HybridInventoryEnv
 from hybrid_envs.inventory.item_orders import PeriodicSS, PerItemSS
+from hybrid_envs.inventory.lost_sales import LostSalesOptimum
 from hybrid_envs.inventory.order_up_to import OrderUpTo, inventory_position, placed, require
 from hybrid_envs.inventory.single_item import single_item, single_items
 from hybrid_envs.replenishment import StockState
@@ -368,9 +369,14 @@ def _fit_and_test(env: HybridInventoryEnv, who: str, seed: int) -> tuple[Cycles,
 def best_known(env: HybridInventoryEnv) -> ReferencePolicy | None:
     """
     :return: the best of the classical policies, chosen by simulation; where instances differ the optimum of each, for one
-        item; none is offered for lost sales
+        item; for lost sales the optimum of one item, if it is small enough, else none
     """
     if env.instances.place:
         solvable = env.n_items == 1 and env.demand != "data" and not env.params.lost_sales
         return InstanceSS(env) if solvable else None
-    return None if env.params.lost_sales else best_classical(env)
+    if not env.params.lost_sales:
+        return best_classical(env)
+    try:
+        return LostSalesOptimum(env)
+    except ValueError:  # many items, another demand, or too many states
+        return None
