@@ -10,6 +10,7 @@ from hybrid_envs.checker import check_hybrid_env
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.dual_sourcing.env import HybridDualSourcingEnv
 from hybrid_envs.evaluation import policy_figure, reference_policy
+from hybrid_envs.instances import Uniform
 from hybrid_envs.inventory.env import HybridInventoryEnv
 from hybrid_envs.moving.env import HybridMovingEnv, HybridSlidingEnv
 from hybrid_envs.piecewise import BoxEnv, BoxProblem, PiecewiseEnv, Threshold
@@ -37,6 +38,7 @@ __all__ = [
     "PiecewiseEnv",
     "StepResult",
     "Threshold",
+    "Uniform",
     "check_hybrid_env",
     "policy_figure",
     "reference_policy",

@@ -156,6 +156,17 @@ class HybridEnv(gym.Env[np.ndarray, tuple[Any, np.ndarray]], ABC, Generic[StateT
         """
         return torch.empty((self.horizon, batch_size, 0), dtype=self.dtype, device=self.device)
 
+    def sample_scenarios(self, batch_size: int, generator: torch.Generator) -> tuple[StateT, torch.Tensor]:
+        """
+        Draw starting states and the noise that goes with them. They are independent of each other unless this is overridden:
+        where the noise of a scenario depends on where it starts, on the product it is about for instance.
+
+        :param batch_size: number of scenarios
+        :param generator: the only source of randomness
+        :return: what :meth:`initial` and :meth:`sample_noise` return, row by row of one scenario
+        """
+        return self.initial(batch_size, generator), self.sample_noise(batch_size, generator)
+
     @abstractmethod
     def transition(self, state: StateT, action: HybridAction, noise: torch.Tensor) -> StateT:
         """
@@ -296,8 +307,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[Any, np.ndarray]], ABC, Generic[StateT
         super().reset(seed=seed)
         self._generator.manual_seed(int(self.np_random.integers(2**63)))
         with torch.no_grad():
-            self._state = self.initial(1, self._generator)
-            self._noise = self.sample_noise(1, self._generator)
+            self._state, self._noise = self.sample_scenarios(1, self._generator)
             observation = self.observation(self._state)
         self._frames = [Frame(self._state, None, 0.0)]
         return to_numpy(observation[0]), {}

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,14 +11,27 @@ import torch
 
 from hybrid_envs.checks import check_array, check_count
 
+SPLITS = ("train", "validation", "test")
+
 
 def read_sales_history(path: str | Path) -> np.ndarray:
+    """
+    As :func:`read_sales_file`, where every column is an item.
+
+    :return: sales, shape ``(periods, items)``
+    """
+    return read_sales_file(path, ())[0]
+
+
+def read_sales_file(path: str | Path, calendar: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """
     Read a CSV file with one header line (item names) and one row per period.
 
     :param path: the file
-    :return: sales, shape ``(periods, items)``
-    :raises ValueError: naming the row and column of a missing, non-numeric, non-finite or negative cell
+    :param calendar: names of the columns that are no items
+    :return: sales, shape ``(periods, items)``, and the columns of the calendar, shape ``(periods, len(calendar))``
+    :raises ValueError: naming the row and column of a missing, non-numeric, non-finite or negative cell, and a column of the
+        calendar that there is not; of the calendar, numbers may be negative
     :raises FileNotFoundError: if there is no such file
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
@@ -28,18 +41,107 @@ def read_sales_history(path: str | Path) -> np.ndarray:
     if len(rows) < 2:
         raise ValueError(f"{path}: expected a header of item names and at least one row of sales, got {len(rows)} line(s)")
     header, body = rows[0], rows[1:]
-    history = np.empty((len(body), len(header)))
+    for name in calendar:
+        if header.count(name) != 1:
+            raise ValueError(f"{path}: calendar column {name!r} is there {header.count(name)} times; columns are {header}")
+    cells = np.empty((len(body), len(header)))
     for r, row in enumerate(body):
         if len(row) != len(header):
             raise ValueError(f"{path}: row {r + 2} has {len(row)} cells, the header has {len(header)}")
         for c, cell in enumerate(row):
             try:
-                history[r, c] = float(cell)
+                cells[r, c] = float(cell)
             except ValueError:
-                history[r, c] = math.nan
-            if not (math.isfinite(history[r, c]) and history[r, c] >= 0):
-                raise ValueError(f"{path}: row {r + 2}, column {header[c]!r}: {cell!r} is not a finite number >= 0")
-    return history
+                cells[r, c] = math.nan
+            known_ahead = header[c] in calendar
+            if not (math.isfinite(cells[r, c]) and (known_ahead or cells[r, c] >= 0)):
+                limit = "" if known_ahead else " >= 0"
+                raise ValueError(f"{path}: row {r + 2}, column {header[c]!r}: {cell!r} is not a finite number{limit}")
+    items = [c for c, name in enumerate(header) if name not in calendar]
+    if not items:
+        raise ValueError(f"{path}: every column is of the calendar, none is an item")
+    return cells[:, items], cells[:, [header.index(name) for name in calendar]]
+
+
+class Windows(NamedTuple):
+    """Recorded demand as scenarios."""
+
+    demand: np.ndarray
+    """Shape ``(windows, horizon, items)``."""
+    past: np.ndarray
+    """The periods before, the latest first, shape ``(windows, history, items)``."""
+    calendar: np.ndarray
+    """What is known ahead of each period, as it is observed, shape ``(windows, horizon, c)``."""
+    mean: np.ndarray
+    """Mean demand per period, where there is a split that of the training periods; shape ``(items,)``."""
+
+
+def sales_windows(
+    path: str | Path,
+    horizon: int,
+    history: int = 0,
+    calendar: Mapping[str, float | None] | None = None,
+    split: str | None = None,
+    split_shares: Sequence[float] = (0.6, 0.2, 0.2),
+) -> Windows:
+    """
+    Every window of ``horizon`` consecutive periods of a file of sales is one scenario. The periods of a window lie in one part
+    of the split; those before it, which the policy may have seen by then, may reach back into an earlier part.
+
+    :param path: as :func:`read_sales_file`
+    :param horizon: periods of a window
+    :param history: periods before it
+    :param calendar: columns that are known ahead: ``None`` for one that is observed as it is, or the length of its cycle, 52
+        for the week of the year, for one that is observed as sine and cosine
+    :param split: ``"train"``, ``"validation"`` or ``"test"``: the first, second or third part of the periods; ``None`` for all
+    :param split_shares: of the three parts
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+    calendar = check_calendar(calendar)
+    sales, known = read_sales_file(path, tuple(calendar))
+    features = [np.empty((len(sales), 0))]
+    for column, cycle in zip(known.T, calendar.values(), strict=True):
+        angle = column if cycle is None else 2 * np.pi * column / cycle
+        features.append(column[:, None] if cycle is None else np.column_stack([np.sin(angle), np.cos(angle)]))
+    ends = _ends(len(sales), split_shares)
+    part = SPLITS.index(split) if split is not None else None
+    first, last = (0, len(sales)) if part is None else (ends[part], ends[part + 1])
+    starts = np.arange(max(first, history), last - horizon + 1)
+    if not len(starts):
+        of = "rows" if split is None else f"rows of {split!r}"
+        need = f"horizon = {horizon}" + (f" and history = {history}" if history else "")
+        raise ValueError(f"{path}: {last - first} {of}, fewer than {need}")
+    rows = starts[:, None] + np.arange(horizon)
+    demand = sales[rows]
+    return Windows(
+        demand,
+        sales[starts[:, None] - 1 - np.arange(history)],
+        np.concatenate(features, axis=1)[rows],
+        mean_sales(demand if split is None else sales[None, : ends[1]]),
+    )
+
+
+def check_calendar(calendar: Mapping[str, float | None] | None) -> dict[str, float | None]:
+    """
+    :return: the argument as a dictionary
+    :raises ValueError: if it is no mapping of columns to ``None`` or the length of a cycle
+    """
+    if calendar is None:
+        return {}
+    if not isinstance(calendar, Mapping):
+        raise ValueError(f"calendar must map columns to None or the length of a cycle, got {calendar!r}")
+    for name, cycle in calendar.items():
+        if cycle is not None:
+            check_array(f"calendar[{name!r}]", cycle, (), above=0.0)
+    return dict(calendar)
+
+
+def _ends(n_periods: int, shares: Sequence[float]) -> list[int]:
+    """Where the parts of a split end."""
+    parts = check_array("split_shares", shares, (len(SPLITS),), above=0.0)
+    if np.ndim(shares) != 1 or abs(parts.sum() - 1) > 1e-9:
+        raise ValueError(f"split_shares must be three numbers that add up to 1, got {shares!r}")
+    return [0, *np.rint(np.cumsum(parts) * n_periods).astype(int).tolist()]
 
 
 def demand_scenarios(source: np.ndarray | str | Path, n_items: int | None, horizon: int) -> np.ndarray:
@@ -52,10 +154,7 @@ def demand_scenarios(source: np.ndarray | str | Path, n_items: int | None, horiz
     :raises ValueError: if the shape does not fit or a value is negative or not finite
     """
     if isinstance(source, str | Path):
-        history = read_sales_history(source)
-        if len(history) < horizon:
-            raise ValueError(f"{source}: {len(history)} rows, fewer than horizon = {horizon}")
-        demand = np.lib.stride_tricks.sliding_window_view(history, horizon, axis=0).transpose(0, 2, 1)
+        demand = sales_windows(source, horizon).demand
     else:
         try:
             demand = np.asarray(source, dtype=np.float64)
@@ -70,9 +169,16 @@ def demand_scenarios(source: np.ndarray | str | Path, n_items: int | None, horiz
         if len(invalid):
             s, t, i = (int(k) for k in invalid[0])
             raise ValueError(f"demand[{s}, {t}, {i}] = {demand[s, t, i]}: must be finite and >= 0")
-    if n_items is not None and demand.shape[2] != n_items:
-        raise ValueError(f"demand holds {demand.shape[2]} items, but n_items = {n_items}")
+    require_items(demand, n_items)
     return demand
+
+
+def require_items(demand: np.ndarray, n_items: int | None) -> None:
+    """
+    :raises ValueError: if the data, shape ``(..., items)``, holds another number of items than expected
+    """
+    if n_items is not None and demand.shape[-1] != n_items:
+        raise ValueError(f"demand holds {demand.shape[-1]} items, but n_items = {n_items}")
 
 
 class Demand(NamedTuple):
@@ -80,10 +186,12 @@ class Demand(NamedTuple):
 
     source: str
     """The name of a distribution, or ``"data"``."""
-    scenarios: np.ndarray | None
-    """Of data, shape ``(scenarios, horizon, n_items)``."""
+    windows: Windows | None
+    """Of data."""
     mean: np.ndarray
     std: np.ndarray
+    poisson_like: bool
+    """Whether the standard deviation is the root of the mean, whatever the mean."""
 
 
 def read_demand(
@@ -96,6 +204,10 @@ def read_demand(
     *,
     default_items: int,
     default_mean: Callable[[int], np.ndarray],
+    history: int = 0,
+    calendar: Mapping[str, float | None] | None = None,
+    split: str | None = None,
+    split_shares: Sequence[float] = (0.6, 0.2, 0.2),
 ) -> Demand:
     """
     Check an environment's arguments about demand, and fill in what they leave open.
@@ -106,27 +218,45 @@ def read_demand(
     :param n_items: the data's number, or ``default_items``, unless given
     :param mean_demand: of each item; that of the data, or ``default_mean(n_items)``, unless given
     :param demand_std: of normal demand; the root of the mean unless given
+    :param history: periods of demand before the first; of scenarios given as an array, the first ones
+    :param calendar: columns of a file, as :func:`sales_windows`
+    :param split: of a file, likewise
+    :param split_shares: likewise
     :raises ValueError: naming the argument, its value and what is allowed
     """
     check_count("horizon", horizon)
+    check_count("history", history, minimum=0)
     if n_items is not None:
         check_count("n_items", n_items)
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split must be None or one of {', '.join(map(repr, SPLITS))}, got {split!r}")
+    windows: Windows | None = None
     if isinstance(demand, str) and demand in distributions:
-        source, scenarios = demand, None
+        source = demand
     elif isinstance(demand, str) and not Path(demand).suffix:
         names = ", ".join(map(repr, distributions))
         raise ValueError(f"demand must be {names}, an array or the path of a CSV file, got {demand!r}")
     else:
-        source, scenarios = "data", demand_scenarios(demand, n_items, horizon)
-        n_items = scenarios.shape[2]
+        source = "data"
+        if isinstance(demand, str | Path):
+            windows = sales_windows(demand, horizon, history, calendar, split, split_shares)
+            require_items(windows.demand, n_items)
+        else:
+            scenarios = demand_scenarios(demand, n_items, history + horizon)
+            past, scenarios = scenarios[:, :history][:, ::-1], scenarios[:, history:]
+            windows = Windows(scenarios, past, np.empty((*scenarios.shape[:2], 0)), mean_sales(scenarios))
+        n_items = windows.demand.shape[2]
+    for name, value in (("split", split), ("calendar", calendar)):
+        if value is not None and not (source == "data" and isinstance(demand, str | Path)):
+            raise ValueError(f"{name} = {value!r} is of a file of sales, got demand that is none")
     n_items = n_items or default_items
     if mean_demand is None:
-        mean_demand = default_mean(n_items) if scenarios is None else mean_sales(scenarios)
+        mean_demand = default_mean(n_items) if windows is None else windows.mean
     mean = check_array("mean_demand", mean_demand, (n_items,), above=0.0)
     if demand_std is not None and source != "normal":
         raise ValueError(f"demand_std = {demand_std} is only for demand = 'normal', got demand = {source!r}")
     std = check_array("demand_std", np.sqrt(mean) if demand_std is None else demand_std, (n_items,), at_least=0.0)
-    return Demand(source, scenarios, mean, std)
+    return Demand(source, windows, mean, std, demand_std is None)
 
 
 def mean_sales(scenarios: np.ndarray) -> np.ndarray:
@@ -143,8 +273,8 @@ def sample_demand(
 ) -> torch.Tensor:
     """
     :param distribution: ``"poisson"``, ``"normal"`` (truncated at 0) or ``"uniform"`` (on the integers 0 to twice the mean)
-    :param mean: shape ``(n_items,)``
-    :param std: of normal demand, shape ``(n_items,)``
+    :param mean: shape ``(n_items,)``, or what spreads to ``shape``
+    :param std: of normal demand, likewise
     :param shape: ``(..., n_items)``
     :param generator: the only source of randomness
     :return: independent demands of the given shape
@@ -158,11 +288,80 @@ def sample_demand(
     return (share * (2 * mean + 1)).floor().minimum(2 * mean)  # in float32 the product may round up to the next integer
 
 
-def replay_demand(scenarios: torch.Tensor, batch_size: int, generator: torch.Generator) -> torch.Tensor:
+def some_rows(scenarios: torch.Tensor, batch_size: int, generator: torch.Generator) -> torch.Tensor:
     """
     :param scenarios: recorded demand, shape ``(n, horizon, n_items)``
     :param generator: the only source of randomness
-    :return: scenarios drawn with replacement, shape ``(horizon, batch, n_items)``
+    :return: which scenarios are drawn, with replacement, int64, shape ``(batch,)``
     """
-    rows = torch.randint(len(scenarios), (batch_size,), generator=generator, device=scenarios.device)
-    return scenarios[rows].transpose(0, 1)
+    return torch.randint(len(scenarios), (batch_size,), generator=generator, device=scenarios.device)
+
+
+def interrupted(demand: torch.Tensor, zero_share: float, generator: torch.Generator) -> torch.Tensor:
+    """
+    :param demand: any shape
+    :param zero_share: the probability that nothing is demanded in a period
+    :return: the same demand, but 0 in that share of it; the generator is not touched if the share is 0
+    """
+    if zero_share == 0:
+        return demand
+    return demand * (torch.rand(demand.shape, generator=generator, device=demand.device) >= zero_share)
+
+
+def synthetic_sales(
+    n_periods: int,
+    n_items: int,
+    *,
+    mean: float | np.ndarray = 10.0,
+    trend: float = 0.0,
+    season: float = 0.0,
+    season_length: int = 52,
+    autocorrelation: float = 0.0,
+    disturbance: float = 0.0,
+    zero_share: float = 0.0,
+    seed: int = 0,
+) -> np.ndarray:
+    """
+    Sales with the features of real ones: counts, Poisson about the level μ (1 + trend t / T) (1 + season sin(2π t / length +
+    phase)) exp(e - σ²/2), where e is a stationary autoregression and the phase differs from item to item, and interrupted at
+    random.
+
+    :param n_periods: T
+    :param n_items: p
+    :param mean: μ of a period, the interrupted ones counted, scalar or ``(n_items,)``
+    :param trend: growth over all periods, relative, more than -1
+    :param season: amplitude, relative, between 0 and 1
+    :param season_length: in periods
+    :param autocorrelation: of e, from one period to the next, between -1 and 1
+    :param disturbance: σ, the standard deviation of e
+    :param zero_share: the probability that nothing is sold in a period
+    :param seed: of all of it
+    :return: sales, shape ``(n_periods, n_items)``
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+    shape = check_count("n_periods", n_periods), check_count("n_items", n_items)
+    level = check_array("mean", mean, (n_items,), above=0.0) / (1 - check_share("zero_share", zero_share))
+    check_array("trend", trend, (), above=-1.0)
+    check_share("season", season)
+    check_array("disturbance", disturbance, (), at_least=0.0)
+    if not -1 < autocorrelation < 1:
+        raise ValueError(f"autocorrelation = {autocorrelation}: must be between -1 and 1")
+    rng = np.random.default_rng(seed)
+    t = np.arange(n_periods)[:, None]
+    phase = rng.uniform(0, 2 * np.pi, n_items)
+    wave = 1 + season * np.sin(2 * np.pi * t / check_count("season_length", season_length) + phase)
+    e = rng.standard_normal(shape)
+    for k in range(1, n_periods):
+        e[k] = autocorrelation * e[k - 1] + math.sqrt(1 - autocorrelation**2) * e[k]
+    rate = level * (1 + trend * t / n_periods) * wave * np.exp(disturbance * e - disturbance**2 / 2)
+    return rng.poisson(rate) * (rng.uniform(size=shape) >= zero_share).astype(np.float64)
+
+
+def check_share(name: str, value: float) -> float:
+    """
+    :return: the value
+    :raises ValueError: naming the argument, if it is not at least 0 and below 1
+    """
+    if not 0 <= float(check_array(name, value, ())) < 1:
+        raise ValueError(f"{name} = {value}: must be at least 0 and below 1")
+    return float(value)

@@ -187,7 +187,7 @@ def greedy_episode(env: HybridEnv, policy: PolicyFunction) -> tuple[np.ndarray, 
     """
     generator = torch.Generator(env.device).manual_seed(EPISODE_SEED)
     with torch.no_grad():
-        state, noise = env.initial(1, generator), env.sample_noise(1, generator)
+        state, noise = env.sample_scenarios(1, generator)
         observations, choices = [], []
         for t in range(env.horizon):
             observations.append(to_numpy(env.observation(state)))

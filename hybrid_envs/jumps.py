@@ -99,7 +99,7 @@ def paired_episodes(env: HybridEnv, generator: torch.Generator) -> list[tuple[An
     :return: the two states and the noise, period by period
     """
     rows = max(LINES, 4 * env.n_regimes)
-    start, noise = env.initial(rows, generator), env.sample_noise(rows, generator)
+    start, noise = env.sample_scenarios(rows, generator)
     states, levels = [start, start], [_uniform(env, generator, rows, 1) for _ in range(2)]
     row = torch.arange(rows, device=env.device)
     kept = env.factors.draw(rows, generator) if env.factors.many else row // 2 % env.n_regimes

@@ -101,6 +101,10 @@ class BoxProblem(ABC, Generic[StateT]):
         """As :meth:`HybridEnv.sample_noise`."""
         return torch.empty((self.horizon, batch_size, 0), dtype=self.dtype, device=self.device)
 
+    def sample_scenarios(self, batch_size: int, generator: torch.Generator) -> tuple[StateT, torch.Tensor]:
+        """As :meth:`HybridEnv.sample_scenarios`."""
+        return self.initial(batch_size, generator), self.sample_noise(batch_size, generator)
+
     @abstractmethod
     def transition(self, state: StateT, action: BoxAction, noise: torch.Tensor) -> StateT:
         """
@@ -294,6 +298,9 @@ class PiecewiseEnv(HybridEnv[StateT]):
 
     def sample_noise(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         return self.problem.sample_noise(batch_size, generator)
+
+    def sample_scenarios(self, batch_size: int, generator: torch.Generator) -> tuple[StateT, torch.Tensor]:
+        return self.problem.sample_scenarios(batch_size, generator)
 
     def transition(self, state: StateT, action: HybridAction, noise: torch.Tensor) -> StateT:
         return self.problem.transition(state, self.to_box(action), noise)

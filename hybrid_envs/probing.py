@@ -186,7 +186,7 @@ def random_rollout(env: HybridEnv, seed: int, copies: int = 3) -> Iterator[Probe
     if env.factors.many and rows == env.factors.n_factors:
         rows += 1  # else regimes of shape (batch, m) would broadcast against (batch,)
     regimes = env.factors.spread(rows, generator)
-    state, noise = env.initial(len(regimes), generator), env.sample_noise(len(regimes), generator)
+    state, noise = env.sample_scenarios(len(regimes), generator)
     for period in range(env.horizon):
         probe = Probe(state, draw_actions(env, permitted(env, state, regimes), generator), noise[period])
         yield probe
@@ -223,8 +223,13 @@ def keep_row(row: int, mine: Any, theirs: Any) -> Any:
 
 def inputs_of(probe: Probe) -> dict[str, torch.Tensor]:
     """What gradients are taken in: the floating-point fields of the state, and b."""
-    fields = {f"state.{name}": field for name, field in probe.state._asdict().items() if field.is_floating_point()}
+    fields = {f"state.{name}": field for name, field in probe.state._asdict().items() if _is_continuous(field)}
     return {**fields, "b": probe.action.point}
+
+
+def _is_continuous(field: torch.Tensor) -> bool:
+    """Whether it holds numbers that can be moved a little; a field may also be there and empty."""
+    return field.is_floating_point() and field.numel() > 0
 
 
 def with_input(probe: Probe, name: str, value: torch.Tensor) -> Probe:
@@ -249,9 +254,7 @@ def outputs_of(env: HybridEnv, probe: Probe) -> dict[str, torch.Tensor]:
 
 def float_outputs(result: StepResult) -> dict[str, torch.Tensor]:
     """The floating-point numbers that a step leads to, each of shape ``(batch, k)``."""
-    fields = {
-        f"next state.{name}": f.reshape(len(f), -1) for name, f in result.state._asdict().items() if f.is_floating_point()
-    }
+    fields = {f"next state.{name}": f.reshape(len(f), -1) for name, f in result.state._asdict().items() if _is_continuous(f)}
     return {**fields, "observation": result.observation, "reward": result.reward[:, None]}
 
 

@@ -2,9 +2,12 @@
 
 from hybrid_envs.dual_sourcing.policies import CappedDualIndex, DualSourcingOptimum, WholeUnits, best_dual_sourcing
 from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate, reference_policy, success_rate
+from hybrid_envs.inventory.forecast import ForecastSS
 from hybrid_envs.inventory.item_orders import PeriodicSS, PerItemSS
+from hybrid_envs.inventory.lost_sales import CappedSS, LostSalesOptimum
 from hybrid_envs.inventory.policies import (
     CanOrder,
+    InstanceSS,
     PeriodicReview,
     SingleItemSS,
     TotalDemandTrigger,
@@ -25,8 +28,12 @@ __all__ = [
     "AssetBands",
     "CanOrder",
     "CappedDualIndex",
+    "CappedSS",
     "CommitmentProgramme",
     "DualSourcingOptimum",
+    "ForecastSS",
+    "InstanceSS",
+    "LostSalesOptimum",
     "MeritOrderOperator",
     "NoTradeBand",
     "PerItemSS",

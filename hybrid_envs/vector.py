@@ -55,8 +55,7 @@ class HybridVectorEnv(gym.vector.VectorEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.generator.manual_seed(int(self.np_random.integers(2**63)))
-        self.state = self.env.initial(self.num_envs, self.generator)
-        self.noise = self.env.sample_noise(self.num_envs, self.generator)
+        self.state, self.noise = self.env.sample_scenarios(self.num_envs, self.generator)
         return to_numpy(self.observation()), {}
 
     def to(self, device: torch.device) -> None:
@@ -165,9 +164,8 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         self._state = type(self.state)(*map(scaled, self.state))
 
     def _restart(self, done: torch.Tensor) -> None:
-        fresh = self.env.initial(self.num_envs, self.generator)
+        fresh, noise = self.env.sample_scenarios(self.num_envs, self.generator)
         state = type(fresh)(*(_where(done, new, old) for new, old in zip(fresh, self.state, strict=True)))
-        noise = self.env.sample_noise(self.num_envs, self.generator)
         self.noise = _where(done, noise.transpose(0, 1), self.noise.transpose(0, 1)).transpose(0, 1)
         if self._clock is None:
             self.state = state

@@ -373,7 +373,7 @@ def measure_quality(
     names = list(dict.fromkeys([*estimators, reference]))
     batches: dict[tuple[str, str], list[torch.Tensor]] = {(name, network): [] for name in names for network in NETWORKS}
     for _ in range(n_batches):
-        state, noise = env.initial(n_scenarios, generator), env.sample_noise(n_scenarios, generator)
+        state, noise = env.sample_scenarios(n_scenarios, generator)
         for name in names:
             gradient = estimate(name, env, policy, state, noise, options=options, generator=generator)
             for network in NETWORKS:

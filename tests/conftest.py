@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from hybrid_envs import HybridAction, HybridEnv
+from hybrid_envs import HybridAction, HybridEnv, Uniform
 
 settings.register_profile("shared_cores", deadline=None)
 settings.load_profile("shared_cores")
@@ -50,6 +50,12 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
     ),
     ("HybridUnitCommitment-v0", {"n_generators": 4, "commitments": "free"}),
     ("HybridInventory-v0", {"n_items": 3, "minor_fixed_cost": [20.0, 0.0, 50.0]}),
+    ("HybridInventory-v0", {"n_items": 2, "history": 3, "lost_sales": True, "censored": True, "zero_share": 0.3}),
+    ("HybridInventory-v0", {"n_items": 2, "mean_demand": Uniform(6.0, 14.0), "fixed_cost": Uniform(50.0, 200.0)}),
+    (
+        "HybridDualSourcing-v0",
+        {"demand": "poisson", "instances": {"mean_demand": [2.0, 9.0], "premium": [5.0, 20.0], "underage_cost": [50.0, 90.0]}},
+    ),
     ("HybridDualSourcing-v0", {"n_items": 2, "per_item": True, "regular_fixed_cost": [5.0, 0.0]}),
     ("HybridPortfolio-v0", {"n_assets": 3, "fixed_cost": 1e-4, "fixed_cost_per_asset": [1e-4, 0.0, 3e-4]}),
 ]

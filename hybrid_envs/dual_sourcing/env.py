@@ -9,8 +9,9 @@ import torch
 from hybrid_envs.checks import check_array, check_count, check_switch
 from hybrid_envs.core import Frame
 from hybrid_envs.demand import read_demand
+from hybrid_envs.instances import Drawable, Instances, Table
 from hybrid_envs.rendering import draw_episode
-from hybrid_envs.replenishment import ReplenishmentEnv, StockState
+from hybrid_envs.replenishment import ReplenishmentEnv, StockState, weighted
 from hybrid_envs.spaces import HybridAction
 
 DISTRIBUTIONS = ("uniform", "poisson", "normal")
@@ -67,7 +68,7 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
 
     ## Observation Space
     ``Box(-inf, inf, (n_items * lead_time,))``: stock on hand, then the regular orders on their way, the next to arrive
-    first, each divided by the item's mean demand. It holds no clock.
+    first, each divided by the item's mean demand. It holds no clock. Arguments that differ from scenario to scenario follow.
 
     ## Dynamics
     Both orders r and e are placed before the period's demand D is seen. The expedited one can meet it; the regular one is on
@@ -98,7 +99,8 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
 
     ## Arguments
     The default is the smallest instance of the literature with fixed costs added; without them
-    (``regular_fixed_cost=0, expedited_fixed_cost=0``) it is that instance.
+    (``regular_fixed_cost=0, expedited_fixed_cost=0``) it is that instance. Mean demand, h, u, c and the standard deviation may
+    differ from scenario to scenario, as in ``HybridInventory-v0``: by a distribution, ``{uniform: [low, high]}``, or a table.
 
     :param n_items: p; 1 unless the demand data says otherwise
     :param mean_demand: μ, scalar or ``(n_items,)``; 2 unless given, the data's mean for demand data
@@ -115,6 +117,8 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
         of shape ``(scenarios, periods, n_items)``, or the path of a CSV file with a header of item names and one row per
         period
     :param demand_std: standard deviation of normal demand, scalar or ``(n_items,)``; √μ unless given
+    :param instances: a table with one row for each product, a CSV file's path or columns by name: ``mean_demand``,
+        ``holding_cost``, ``underage_cost``, ``premium``, ``demand_std``; ``item`` may name the product
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 
@@ -131,27 +135,39 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
         self,
         n_items: int | None = None,
         *,
-        mean_demand: float | np.ndarray | None = None,
-        holding_cost: float | np.ndarray = 5.0,
-        underage_cost: float | np.ndarray = 495.0,
-        premium: float | np.ndarray = 20.0,
+        mean_demand: Drawable | None = None,
+        holding_cost: Drawable = 5.0,
+        underage_cost: Drawable = 495.0,
+        premium: Drawable = 20.0,
         regular_fixed_cost: float | np.ndarray | None = None,
         expedited_fixed_cost: float | np.ndarray | None = None,
         per_item: bool = False,
         lead_time: int = 2,
         horizon: int = 100,
         demand: str | Path | np.ndarray = "uniform",
-        demand_std: float | np.ndarray | None = None,
+        demand_std: Drawable | None = None,
+        instances: Table | None = None,
         render_mode: str | None = None,
     ):
         check_count("lead_time", lead_time)
+        drawn = Instances(
+            HybridDualSourcingEnv,
+            {
+                "mean_demand": mean_demand,
+                "holding_cost": holding_cost,
+                "underage_cost": underage_cost,
+                "premium": premium,
+                "demand_std": demand_std,
+            },
+            instances,
+        )
         read = read_demand(
             demand,
             DISTRIBUTIONS,
             horizon,
             n_items,
-            mean_demand,
-            demand_std,
+            drawn.typical["mean_demand"],
+            drawn.typical["demand_std"],
             default_items=1,
             default_mean=lambda n: np.full(n, 2.0),
         )
@@ -166,13 +182,17 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
         ]
         self.params = params = DualSourcingParams(
             mean_demand=read.mean,
-            holding_cost=check_array("holding_cost", holding_cost, shape, at_least=0.0),
-            underage_cost=check_array("underage_cost", underage_cost, shape, at_least=0.0),
-            premium=check_array("premium", premium, shape, at_least=0.0),
+            holding_cost=check_array("holding_cost", drawn.typical["holding_cost"], shape, at_least=0.0),
+            underage_cost=check_array("underage_cost", drawn.typical["underage_cost"], shape, at_least=0.0),
+            premium=check_array("premium", drawn.typical["premium"], shape, at_least=0.0),
             regular_fixed_cost=fixed_costs[0] if per_item else float(fixed_costs[0]),
             expedited_fixed_cost=fixed_costs[1] if per_item else float(fixed_costs[1]),
             lead_time=lead_time,
         )
+        drawn.lay_out(n_items)
+        self.varying = tuple(drawn.place)
+        if read.source == "uniform" and "mean_demand" in drawn.place:
+            raise ValueError("mean_demand varies; demand = 'uniform' needs multiples of 1/2: use 'poisson' or 'normal'")
         halves = 2 * params.mean_demand % 1
         if read.source == "uniform" and halves.any():
             i = int(np.argmax(halves != 0))
@@ -185,12 +205,14 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
             params.holding_cost,
             params.underage_cost,
             lead_time,
+            drawn,
             action_bounds=np.array([closed + closed, open_ + closed, closed + open_, open_ + open_]),
             factor_sizes=[4] * n_items if per_item else None,
             factor_of=np.tile(np.arange(n_items), 2) if per_item else None,
-            observation_size=n_items * lead_time,
+            observation_size=n_items * lead_time + drawn.size,
             horizon=horizon,
             action_scale=lot_sizes(params),
+            observation_scale=np.append(np.ones(n_items * lead_time), drawn.typical_of(self.varying)),
             render_mode=render_mode,
         )
         self.premium = torch.tensor(params.premium, dtype=self.dtype)
@@ -198,16 +220,17 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
 
     def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
         regular, expedited = self._ordered(action)
-        return self.replenished(state, state.stock[:, 0] + expedited - noise, regular)
+        return self.replenished(state, state.stock[:, 0] + expedited - noise, regular, noise)
 
     def reward(self, state: StockState, action: HybridAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
         _, expedited = self._ordered(action)
-        running = self.running_cost(state.stock[:, 0] + expedited - noise)
+        running = self.running_cost(state, state.stock[:, 0] + expedited - noise)
         fixed = (self._used(action) * self.fixed_costs).flatten(1).sum(dim=1)
-        return -(running + expedited @ self.premium + fixed)
+        return -(running + weighted(expedited, self.parameter("premium", state)) + fixed)
 
     def observation(self, state: StockState) -> torch.Tensor:
-        return (state.stock / self.mean_demand).flatten(1)
+        stock = self.in_periods(state)
+        return torch.cat([stock, self.observed(state, self.varying)], dim=1) if self.varying else stock
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Stock on hand per item, and the cost of each period with the sources used."""

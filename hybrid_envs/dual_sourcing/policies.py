@@ -236,6 +236,7 @@ class CappedDualIndex(ReferencePolicy):
     """
 
     def __init__(self, env: HybridDualSourcingEnv, levels: Levels):
+        require_one_instance(env, type(self).__name__)
         self.mean_demand, self.lead_time, self.per_item = env.params.mean_demand, env.params.lead_time, env.per_item
         shape = (env.n_items,)
         choices = shape if env.per_item else (1,)
@@ -293,15 +294,26 @@ class WholeUnits:
         return [(regime, np.rint(point)) for regime, point in actions], state
 
 
-def best_dual_sourcing(env: HybridDualSourcingEnv) -> ReferencePolicy:
+def best_dual_sourcing(env: HybridDualSourcingEnv) -> ReferencePolicy | None:
     """
     :param env: the problem
-    :return: the optimum where :class:`DualSourcingOptimum` solves the problem, else a tuned :class:`CappedDualIndex`
+    :return: the optimum where :class:`DualSourcingOptimum` solves the problem, else a tuned :class:`CappedDualIndex`; none is
+        offered where instances differ from scenario to scenario
     """
+    if env.instances.place:
+        return None
     try:
         return DualSourcingOptimum(env)
     except ValueError:
         return CappedDualIndex.best(env)
+
+
+def require_one_instance(env: HybridDualSourcingEnv, who: str) -> None:
+    """
+    :raises ValueError: if instances differ from scenario to scenario
+    """
+    for name in env.instances.place:
+        raise ValueError(f"{who}: {name} differs from scenario to scenario; it is for one instance")
 
 
 def single_item(env: HybridDualSourcingEnv, item: int = 0) -> DualSourcingProblem:
@@ -311,6 +323,7 @@ def single_item(env: HybridDualSourcingEnv, item: int = 0) -> DualSourcingProble
     :return: the same for dynamic programming
     :raises ValueError: if several items share a choice, for demand that is not uniform or Poisson, for costs h or u of 0
     """
+    require_one_instance(env, "DualSourcingOptimum")
     params, mean = env.params, float(env.params.mean_demand[item])
     if env.n_items != 1 and not env.per_item:
         raise ValueError(f"DualSourcingOptimum: n_items = {env.n_items}; it replenishes one item")

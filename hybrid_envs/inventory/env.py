@@ -1,5 +1,6 @@
 """Joint replenishment: when to order for all items at once, and how much of each."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,17 +9,20 @@ import torch
 
 from hybrid_envs.checks import check_array, check_count, check_switch
 from hybrid_envs.core import Frame
-from hybrid_envs.demand import read_demand
+from hybrid_envs.demand import check_share, read_demand
+from hybrid_envs.instances import Drawable, Instances, Table
 from hybrid_envs.rendering import draw_episode
-from hybrid_envs.replenishment import ReplenishmentEnv, StockState
+from hybrid_envs.replenishment import ReplenishmentEnv, StockState, context_scale, weighted
 from hybrid_envs.spaces import HybridAction
 
 REFERENCE_FIXED_COST_PER_ITEM = 64.0
+OBSERVED = ("underage_cost", "holding_cost", "mean_demand")
+"""Arguments that are observed beside stock, whether they vary or not."""
 
 
 @dataclass(frozen=True)
 class InventoryParams:
-    """The numbers of one instance; arrays have shape ``(n_items,)``."""
+    """The numbers of one instance; arrays have shape ``(n_items,)``. What differs from scenario to scenario is its mean."""
 
     mean_demand: np.ndarray
     holding_cost: np.ndarray
@@ -78,7 +82,9 @@ class HybridInventoryEnv(ReplenishmentEnv):
 
     ## Observation Space
     ``Box(-inf, inf, (n_items * lead_time + 3 * n_items,))``: on-hand and pipeline stock divided by the item's mean demand,
-    then underage costs u, holding costs h and mean demands μ. It holds no clock.
+    then underage costs u, holding costs h and mean demands μ. It holds no clock. Further arguments that differ from
+    scenario to scenario follow, in the order of the signature, those of the table last; then the demand of the last
+    ``history`` periods, the latest first, divided by mean demand, and the calendar of the present period.
 
     ## Dynamics
     The order q = b·1{x = 1} (q_i = b_i z y_i with minor costs) is placed before the period's demand D is seen and is on hand
@@ -95,7 +101,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
     by :meth:`figure_of_merit`: mean cost per item and period, the first 16 periods left out.
 
     ## Starting State
-    Nothing on hand, nothing on order.
+    Nothing on hand, nothing on order. What differs from scenario to scenario is drawn, for each item by itself.
 
     ## Episode End
     Truncated after ``horizon`` periods; never terminated.
@@ -105,6 +111,10 @@ class HybridInventoryEnv(ReplenishmentEnv):
     jumps: the fixed cost depends on x alone. With integer demand the kinks have probability zero unless b is integer.
 
     ## Arguments
+    Costs and demand may differ from scenario to scenario, so that one policy serves many products. Beside numbers such an
+    argument takes a distribution, :class:`~hybrid_envs.Uniform`, which as plain data is ``{uniform: [low, high]}``; or it is
+    a column of the table ``instances``.
+
     :param n_items: p; 5 unless the demand data says otherwise
     :param mean_demand: μ, scalar or ``(n_items,)``; the reference instance's unless given, the data's mean for demand data
     :param holding_cost: h per unit and period, scalar or ``(n_items,)``; the reference instance's unless given
@@ -118,6 +128,18 @@ class HybridInventoryEnv(ReplenishmentEnv):
     :param demand: ``"poisson"``, ``"normal"`` (truncated at 0), an array of scenarios of shape
         ``(scenarios, periods, n_items)``, or the path of a CSV file with a header of item names and one row per period
     :param demand_std: standard deviation of normal demand, scalar or ``(n_items,)``; √μ unless given
+    :param instances: a table with one row for each product: a CSV file's path, or columns by name. Columns are
+        ``mean_demand``, ``holding_cost``, ``underage_cost``, ``minor_fixed_cost``, ``demand_std``, with one item also
+        ``fixed_cost``; ``item`` may name the product. Each item of a scenario draws a row, with replacement
+    :param zero_share: the probability that a period has no demand for an item at all, of demand that is no data; when there is
+        any, its mean is μ / (1 - zero_share), so that μ remains the mean
+    :param history: how many past periods of demand are observed
+    :param censored: with lost sales, whether what is observed of a period is what was sold, min(D, I)
+    :param calendar: columns of the file of sales that are no items but known ahead: ``None`` for a column that is observed as
+        it is, such as a promotion, or the length of its cycle, such as ``{"week": 52}``, for its sine and cosine
+    :param split: ``"train"``, ``"validation"`` or ``"test"``: windows from the first, second or third part of the file alone;
+        μ is then the mean of the first
+    :param split_shares: the shares of the parts
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 
@@ -134,29 +156,59 @@ class HybridInventoryEnv(ReplenishmentEnv):
         self,
         n_items: int | None = None,
         *,
-        mean_demand: float | np.ndarray | None = None,
-        holding_cost: float | np.ndarray | None = None,
-        underage_cost: float | np.ndarray | None = None,
-        fixed_cost: float | None = None,
-        minor_fixed_cost: float | np.ndarray | None = None,
+        mean_demand: Drawable | None = None,
+        holding_cost: Drawable | None = None,
+        underage_cost: Drawable | None = None,
+        fixed_cost: Drawable | None = None,
+        minor_fixed_cost: Drawable | None = None,
         lead_time: int = 2,
         horizon: int = 100,
         lost_sales: bool = False,
         demand: str | Path | np.ndarray = "poisson",
-        demand_std: float | np.ndarray | None = None,
+        demand_std: Drawable | None = None,
+        instances: Table | None = None,
+        zero_share: float = 0.0,
+        history: int = 0,
+        censored: bool = False,
+        calendar: Mapping[str, float | None] | None = None,
+        split: str | None = None,
+        split_shares: Sequence[float] = (0.6, 0.2, 0.2),
         render_mode: str | None = None,
     ):
         check_count("lead_time", lead_time)
+        drawn = Instances(
+            HybridInventoryEnv,
+            {
+                "mean_demand": mean_demand,
+                "holding_cost": holding_cost,
+                "underage_cost": underage_cost,
+                "fixed_cost": fixed_cost,
+                "minor_fixed_cost": minor_fixed_cost,
+                "demand_std": demand_std,
+            },
+            instances,
+        )
+        holding_cost, underage_cost = drawn.typical["holding_cost"], drawn.typical["underage_cost"]
+        fixed_cost, minor_fixed_cost = drawn.typical["fixed_cost"], drawn.typical["minor_fixed_cost"]
         read = read_demand(
             demand,
             ("poisson", "normal"),
             horizon,
             n_items,
-            mean_demand,
-            demand_std,
+            drawn.typical["mean_demand"],
+            drawn.typical["demand_std"],
             default_items=5,
             default_mean=lambda n: np.random.RandomState(33).uniform(6, 14, n).round(3),
+            history=history,
+            calendar=calendar,
+            split=split,
+            split_shares=split_shares,
         )
+        if check_share("zero_share", zero_share) and read.source == "data":
+            raise ValueError(f"zero_share = {zero_share} is of a distribution, but demand is data")
+        if check_switch("censored", censored) and not (lost_sales and history):
+            raise ValueError(f"censored = True needs lost_sales = True and history > 0, got {lost_sales} and {history}")
+        self.censored = censored
         n_items = len(read.mean)
         if holding_cost is None:
             holding_cost = np.random.RandomState(73).uniform(0.7, 1.3, n_items)
@@ -178,37 +230,70 @@ class HybridInventoryEnv(ReplenishmentEnv):
             ),
         )
         self.itemised = minor_fixed_cost is not None
+        drawn.lay_out(n_items, shared=("fixed_cost",))
+        self.observed_too = tuple(name for name in drawn.place if name not in OBSERVED)
+        scale = np.concatenate(
+            [observation_scale(self.params), drawn.typical_of(self.observed_too), context_scale(read, history)]
+        )
         super().__init__(
             read,
             self.params.holding_cost,
             self.params.underage_cost,
             lead_time,
+            drawn,
             action_bounds=np.array([[[0.0, 0.0]] * n_items, [[0.0, np.inf]] * n_items]),  # no order, order
             factor_sizes=[2] * (n_items + 1) if self.itemised else None,
             factor_of=np.arange(1, n_items + 1) if self.itemised else None,
-            observation_size=n_items * (lead_time + 3),
+            history=history,
+            zero_share=zero_share,
+            observation_size=len(scale),
             horizon=horizon,
             action_scale=lot_size(self.params),
-            observation_scale=observation_scale(self.params),
+            observation_scale=scale,
             render_mode=render_mode,
         )
-        self.shown_constants = torch.cat([self.underage_cost, self.holding_cost, self.mean_demand])
-        self.item_fixed_cost = torch.tensor(self.params.item_fixed_cost, dtype=self.dtype)
+        self.fixed_cost = torch.tensor([self.params.fixed_cost], dtype=self.dtype)
+        self.minor_fixed_cost = torch.tensor(self.params.item_fixed_cost, dtype=self.dtype)
 
     def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
-        remaining = state.stock[:, 0] - noise
+        on_hand = state.stock[:, 0]
+        remaining = on_hand - noise
         if self.params.lost_sales:
             remaining = remaining.clamp(min=0)
-        return self.replenished(state, remaining, action.point * self._on_order(action))
+        seen = noise.minimum(on_hand) if self.censored else noise
+        return self.replenished(state, remaining, action.point * self._on_order(action), seen)
 
     def reward(self, state: StockState, action: HybridAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
         on_order = self._on_order(action)
-        cost = self.running_cost(state.stock[:, 0] - noise) + self.params.fixed_cost * on_order.amax(dim=1)
-        return -(cost + on_order.to(self.dtype) @ self.item_fixed_cost) if self.itemised else -cost
+        ordering = (self.parameter("fixed_cost", state) * on_order.amax(dim=1, keepdim=True)).squeeze(1)
+        cost = self.running_cost(state, state.stock[:, 0] - noise) + ordering
+        if not self.itemised:
+            return -cost
+        return -(cost + weighted(on_order.to(self.dtype), self.parameter("minor_fixed_cost", state)))
 
     def observation(self, state: StockState) -> torch.Tensor:
-        scaled = (state.stock / self.mean_demand).flatten(1)
-        return torch.cat([scaled, self.shown_constants.expand(len(scaled), -1)], dim=1)
+        constants = self.observed(state, (*OBSERVED, *self.observed_too))
+        return torch.cat([self.in_periods(state), constants, *self.context(state)], dim=1)
+
+    def observed_mean_demand(self, observation: np.ndarray) -> np.ndarray:
+        """
+        :param observation: shape ``(batch, d)``
+        :return: μ, shape ``(n_items,)``, or where it varies ``(batch, n_items)``
+        """
+        if "mean_demand" not in self.instances.place:
+            return self.params.mean_demand
+        end = self.n_items * (self.lead_time + 3)
+        return observation[:, end - self.n_items : end].astype(np.float64)
+
+    def observed_history(self, observation: np.ndarray) -> np.ndarray:
+        """
+        :param observation: shape ``(batch, d)``
+        :return: demand of the last periods, the latest first, shape ``(batch, history, n_items)``
+        """
+        start = self.n_items * (self.lead_time + 3) + len(self.instances.typical_of(self.observed_too))
+        past = observation[:, start : start + self.history * self.n_items].astype(np.float64)
+        mean = self.observed_mean_demand(observation)
+        return past.reshape(-1, self.history, self.n_items) * (mean if mean.ndim == 1 else mean[:, None])
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
         """Inventory position per item, and the cost of each period with the orders marked."""

@@ -10,7 +10,6 @@ from hybrid_envs.evaluation import PolicyFunction, greedy_episode
 from hybrid_envs.inventory.env import HybridInventoryEnv, lot_size
 from hybrid_envs.inventory.policies import SingleItemSS
 from hybrid_envs.rendering import THUMBNAIL_DPI, THUMBNAIL_WIDTH, new_figure
-from hybrid_envs.replenishment import StockState
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,19 +35,20 @@ def replenishment_figure(env: HybridInventoryEnv, policy: PolicyFunction) -> "Fi
     position = np.linspace(0.0 if params.lost_sales else -lot, params.lead_time + 1 + 1.5 * lot, POSITIONS)  # in periods
     stock = torch.zeros(POSITIONS, params.lead_time, env.n_items, dtype=env.dtype, device=env.device)
     stock[:, 0] = torch.as_tensor(position, dtype=env.dtype, device=env.device)[:, None] * env.mean_demand
-    period = torch.zeros(POSITIONS, dtype=torch.int64, device=env.device)
-    probabilities, points = policy(to_numpy(env.observation(StockState(stock, period))))
+    probabilities, points = policy(to_numpy(env.observation(env.standing(stock))))
     order, joins = _likely_orders(env, probabilities)
     level = position + (joins * points[:, 1] / params.mean_demand).mean(axis=1)
 
     observations, choices = greedy_episode(env, policy)
     probability, joined = _likely_orders(env, choices.probabilities)
     ordered = probability > 0.5
+    mean_demand = env.observed_mean_demand(observations[ordered])
     pipeline = observations[ordered, : params.lead_time * env.n_items]  # in periods, too
     ordered_at = pipeline.reshape(-1, params.lead_time, env.n_items).sum(axis=1)
-    ordered_to = np.where(joined[ordered], ordered_at + choices.points[ordered, 1] / params.mean_demand, np.nan)
+    ordered_to = np.where(joined[ordered], ordered_at + choices.points[ordered, 1] / mean_demand, np.nan)
 
-    unit, unit_name = (params.mean_demand[0], "units") if env.n_items == 1 else (1.0, "periods of mean demand")
+    in_units = env.n_items == 1 and "mean_demand" not in env.instances.place
+    unit, unit_name = (params.mean_demand[0], "units") if in_units else (1.0, "periods of mean demand")
     position, level, ordered_at, ordered_to = (unit * values for values in (position, level, ordered_at, ordered_to))
 
     figure = new_figure(THUMBNAIL_WIDTH, 4.8, THUMBNAIL_DPI)

@@ -20,9 +20,7 @@ class OrderUpTo(ReferencePolicy):
     """
 
     def __init__(self, env: HybridInventoryEnv, order_up_to: float | np.ndarray):
-        self.mean_demand = env.params.mean_demand
-        self.lead_time = env.params.lead_time
-        self.itemised = env.itemised
+        self.env = env
         self.order_up_to = check_array("order_up_to", order_up_to, (env.n_items,))
 
     @abstractmethod
@@ -42,7 +40,7 @@ class OrderUpTo(ReferencePolicy):
         return np.ones_like(position, dtype=bool)
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.orders(self.inventory_position(observation), period)
+        return self.orders(inventory_position(self.env, observation), period)
 
     def orders(self, position: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """
@@ -53,24 +51,41 @@ class OrderUpTo(ReferencePolicy):
         due = self.due(position, period)
         joins = due[:, None] & self.joins(position, period)
         quantities = np.maximum(self.order_up_to - position, 0.0) * joins
-        if not self.itemised:
-            return due.astype(np.int64), quantities
-        on_order = quantities > 0
-        return np.column_stack([on_order.any(axis=1), on_order]).astype(np.int64), quantities
-
-    def inventory_position(self, observation: np.ndarray) -> np.ndarray:
-        """
-        :param observation: of the environment, shape ``(batch, d)``
-        :return: shape ``(batch, n_items)``, to three decimals, so that integer stock is exactly integer again
-        """
-        n_items = len(self.mean_demand)
-        scaled = observation[:, : self.lead_time * n_items].astype(np.float64).reshape(-1, self.lead_time, n_items)
-        return np.round(scaled.sum(axis=1) * self.mean_demand, 3)
+        return placed(self.env.itemised, due, quantities)
 
 
-def require(env: HybridInventoryEnv, who: str, exact: bool = False) -> None:
-    """Refuse problems that the solver named does not solve; ``exact``: those that need a known distribution of demand."""
-    params = env.params
+def inventory_position(env: HybridInventoryEnv, observation: np.ndarray) -> np.ndarray:
+    """
+    :param observation: of the environment, shape ``(batch, d)``
+    :return: shape ``(batch, n_items)``, to three decimals, so that integer stock is exactly integer again
+    """
+    stock = observation[:, : env.lead_time * env.n_items].astype(np.float64)
+    return np.round(stock.reshape(-1, env.lead_time, env.n_items).sum(axis=1) * env.observed_mean_demand(observation), 3)
+
+
+def placed(itemised: bool, due: np.ndarray, quantities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """
+    :param itemised: whether the regime says which items are on an order
+    :param due: whether there is an order, bool, shape ``(batch,)``
+    :param quantities: 0 for items that are not on it, shape ``(batch, n_items)``
+    :return: regimes and points
+    """
+    if not itemised:
+        return due.astype(np.int64), quantities
+    on_order = quantities > 0
+    return np.column_stack([on_order.any(axis=1), on_order]).astype(np.int64), quantities
+
+
+def require(env: HybridInventoryEnv, who: str, exact: bool = False, differing: bool = False) -> None:
+    """
+    Refuse problems that the solver named does not solve.
+
+    :param exact: whether it needs a known distribution of demand
+    :param differing: whether it solves instances that differ from scenario to scenario
+    """
+    params, differ = env.params, env.instances.place
+    if differ and not differing:
+        raise ValueError(f"{who}: {next(iter(differ))} differs from scenario to scenario; it is for one instance")
     if params.lost_sales:
         raise ValueError(f"{who}: lost_sales = True; it is for backlogged demand only")
     if env.demand == "data" and exact:
@@ -78,6 +93,7 @@ def require(env: HybridInventoryEnv, who: str, exact: bool = False) -> None:
     if env.demand == "data" and env.horizon <= params.lead_time:
         raise ValueError(f"{who}: horizon = {env.horizon} must exceed lead_time = {params.lead_time}: no order would arrive")
     for name, cost in (("holding_cost", params.holding_cost), ("underage_cost", params.underage_cost)):
+        cost = np.atleast_1d(env.instances.least(name)) if name in differ else cost
         if exact and not (cost > 0).all():
             raise ValueError(f"{who}: {name}[{np.argmin(cost)}] = {cost.min()} must be > 0")
     free = np.flatnonzero(params.holding_cost + params.underage_cost == 0)

@@ -1,5 +1,6 @@
 """Joint replenishment: classical policies, the best of them, and a proven lower bound."""
 
+import math
 from functools import cache
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.inventory.cycles import Cycles, minimise
-from hybrid_envs.inventory.env import HybridInventoryEnv
+from hybrid_envs.inventory.env import OBSERVED, HybridInventoryEnv
 from hybrid_envs.inventory.item_orders import PeriodicSS, PerItemSS
-from hybrid_envs.inventory.order_up_to import OrderUpTo, require
-from hybrid_envs.inventory.single_item import single_items
+from hybrid_envs.inventory.lost_sales import LostSalesOptimum
+from hybrid_envs.inventory.order_up_to import OrderUpTo, inventory_position, placed, require
+from hybrid_envs.inventory.single_item import single_item, single_items
 from hybrid_envs.replenishment import StockState
 from hybrid_envs.search import Rule, search
 
@@ -119,6 +121,53 @@ class SingleItemSS(OrderUpTo):
         policy = cls(env, s * item.step, S * item.step)
         policy.cost = float(costs.optimal_cost(fixed_cost))
         return policy
+
+
+class InstanceSS(ReferencePolicy):
+    """
+    The (s, S) policy of a single item whose instance differs from scenario to scenario: in each row the optimum of the
+    instance that is observed there, that of :class:`SingleItemSS`, computed when it is first met.
+
+    :param env: the problem, with backlog, and Poisson or normal demand
+    :raises ValueError: naming what keeps it from solving the problem
+    """
+
+    def __init__(self, env: HybridInventoryEnv):
+        require(env, type(self).__name__, exact=True, differing=True)
+        if env.n_items != 1:
+            raise ValueError(f"InstanceSS: n_items = {env.n_items}; it replenishes one item")
+        self.env = env
+        self._constants = slice(env.lead_time, env.lead_time + len(OBSERVED) + len(env.observed_too))
+        self._solved: dict[bytes, np.ndarray] = {}
+
+    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        position = inventory_position(self.env, observation)
+        reorder_point, order_up_to, _ = np.hsplit(self.optima(observation), 3)
+        due = position <= reorder_point
+        return placed(self.env.itemised, due[:, 0], np.maximum(order_up_to - position, 0.0) * due)
+
+    def optima(self, observation: np.ndarray) -> np.ndarray:
+        """
+        :param observation: shape ``(batch, d)``
+        :return: s, S and the long-run cost per period of each row's instance, shape ``(batch, 3)``
+        """
+        instances, rows = np.unique(observation[:, self._constants], axis=0, return_inverse=True)
+        for instance in instances:
+            if instance.tobytes() not in self._solved:
+                self._solved[instance.tobytes()] = self._optimum(instance)
+        return np.stack([self._solved[instance.tobytes()] for instance in instances])[rows.ravel()]
+
+    def _optimum(self, instance: np.ndarray) -> np.ndarray:
+        params = self.env.params
+        numbers = {"fixed_cost": params.fixed_cost, "minor_fixed_cost": float(params.item_fixed_cost[0])}
+        numbers |= zip((*OBSERVED, *self.env.observed_too), instance.astype(np.float64).tolist(), strict=True)
+        mean = numbers["mean_demand"]
+        std = numbers.get("demand_std", math.sqrt(mean) if self.env.poisson_like else float(self.env.demand_std[0]))
+        item = single_item(self.env, mean, std, numbers["holding_cost"], numbers["underage_cost"])
+        fixed_cost = numbers["fixed_cost"] + numbers["minor_fixed_cost"]
+        costs = item.reorder_costs(fixed_cost)
+        s, S = costs.optimal_policy(fixed_cost)
+        return np.array([s * item.step, S * item.step, float(costs.optimal_cost(fixed_cost))])
 
 
 class TotalDemandTrigger(OrderUpTo):
@@ -319,6 +368,15 @@ def _fit_and_test(env: HybridInventoryEnv, who: str, seed: int) -> tuple[Cycles,
 
 def best_known(env: HybridInventoryEnv) -> ReferencePolicy | None:
     """
-    :return: the best of the classical policies, chosen by simulation; none is offered for lost sales
+    :return: the best of the classical policies, chosen by simulation; where instances differ the optimum of each, for one
+        item; for lost sales the optimum of one item, if it is small enough, else none
     """
-    return None if env.params.lost_sales else best_classical(env)
+    if env.instances.place:
+        solvable = env.n_items == 1 and env.demand != "data" and not env.params.lost_sales
+        return InstanceSS(env) if solvable else None
+    if not env.params.lost_sales:
+        return best_classical(env)
+    try:
+        return LostSalesOptimum(env)
+    except ValueError:  # many items, another demand, or too many states
+        return None

@@ -146,12 +146,25 @@ def single_items(env: HybridInventoryEnv) -> list[SingleItem]:
 
     :param env: the joint problem, with backlog; checked by the caller
     """
-    params, items = env.params, []
-    for i in range(env.n_items):
-        mean, std = params.mean_demand[i], float(env.demand_std[i])
-        demand, step = _poisson(mean) if env.demand == "poisson" else _censored_normal(mean, std)
-        items.append(SingleItem(demand, step, params.holding_cost[i], params.underage_cost[i], params.lead_time))
-    return items
+    params = env.params
+    costs = params.holding_cost, params.underage_cost
+    deviations = [float(std) for std in env.demand_std]
+    return [single_item(env, *numbers) for numbers in zip(params.mean_demand, deviations, *costs, strict=True)]
+
+
+def single_item(env: HybridInventoryEnv, mean: float, std: float, holding_cost: float, underage_cost: float) -> SingleItem:
+    """
+    :param env: says how demand is distributed, Poisson or normal, and the lead time
+    :param mean: μ of this item
+    :param std: of normal demand
+    :param holding_cost: h
+    :param underage_cost: u
+    """
+    met = mean / (1 - env.zero_share)
+    demand, step = _poisson(met) if env.demand == "poisson" else _censored_normal(met, std)
+    demand = (1 - env.zero_share) * demand
+    demand[0] += env.zero_share
+    return SingleItem(demand, step, holding_cost, underage_cost, env.params.lead_time)
 
 
 def _poisson(mean: float) -> tuple[np.ndarray, float]:

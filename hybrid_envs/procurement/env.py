@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.core import Frame
+from hybrid_envs.instances import Drawable, Table
 from hybrid_envs.inventory.env import HybridInventoryEnv
 from hybrid_envs.piecewise import BoxAction, BoxProblem, PiecewiseEnv, Threshold
 from hybrid_envs.rendering import draw_episode
@@ -34,9 +35,9 @@ class ProcurementProblem(BoxProblem[StockState]):
         self,
         n_items: int | None = None,
         *,
-        mean_demand: float | np.ndarray | None = None,
-        holding_cost: float | np.ndarray | None = None,
-        underage_cost: float | np.ndarray | None = None,
+        mean_demand: Drawable | None = None,
+        holding_cost: Drawable | None = None,
+        underage_cost: Drawable | None = None,
         min_order: float | None = None,
         unit_prices: float | Sequence[float] = (4.0, 3.0),
         discount_quantities: float | Sequence[float] | None = None,
@@ -46,6 +47,7 @@ class ProcurementProblem(BoxProblem[StockState]):
         lead_time: int = 2,
         horizon: int = 100,
         demand: str | Path | np.ndarray = "poisson",
+        instances: Table | None = None,
     ):
         self.warehouse = HybridInventoryEnv(
             n_items,
@@ -56,7 +58,12 @@ class ProcurementProblem(BoxProblem[StockState]):
             lead_time=lead_time,
             horizon=horizon,
             demand=demand,
+            instances=instances,
         )
+        if self.warehouse.itemised:
+            raise ValueError(
+                "instances: unknown column 'minor_fixed_cost'; the fixed costs of procurement are those of trucks"
+            )
         p = self.n_items = self.warehouse.n_items
         min_order = MIN_ORDER * p if min_order is None else min_order
         self.min_order = float(check_array("min_order", min_order, (), at_least=0.0))
@@ -77,7 +84,7 @@ class ProcurementProblem(BoxProblem[StockState]):
             low=0.0,
             high=np.inf,
             action_size=p,
-            observation_size=p * (lead_time + 3),
+            observation_size=len(self.warehouse.observation_scale),
             horizon=horizon,
             weights=1.0,
             action_scale=max(self.truck_capacity, self.min_order) / p,
@@ -134,6 +141,9 @@ class ProcurementProblem(BoxProblem[StockState]):
 
     def sample_noise(self, batch_size: int, generator: torch.Generator) -> torch.Tensor:
         return self.warehouse.sample_noise(batch_size, generator)
+
+    def sample_scenarios(self, batch_size: int, generator: torch.Generator) -> tuple[StockState, torch.Tensor]:
+        return self.warehouse.sample_scenarios(batch_size, generator)
 
     def observation(self, state: StockState) -> torch.Tensor:
         return self.warehouse.observation(state)
@@ -200,6 +210,7 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
     :param horizon: T, periods of an episode
     :param demand: ``"poisson"``, ``"normal"`` (truncated at 0, of standard deviation √μ), an array of scenarios of shape
         ``(scenarios, periods, n_items)``, or the path of a CSV file with a header of item names and one row per period
+    :param instances: a table with one row for each product, as in ``HybridInventory-v0``; μ, h and u may also be distributions
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 

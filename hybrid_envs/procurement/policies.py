@@ -23,6 +23,8 @@ def obstacle(env: HybridProcurementEnv) -> str | None:
     :return: what keeps :class:`TotalOrders` from solving the problem, ``None`` if nothing does
     """
     params = env.problem.warehouse.params
+    for name in env.problem.warehouse.instances.place:
+        return f"{name} differs from scenario to scenario; it is for one instance"
     if env.problem.warehouse.demand != "poisson":
         return f"demand = {env.problem.warehouse.demand!r}; it must be 'poisson'"
     for jump in env.problem.thresholds:

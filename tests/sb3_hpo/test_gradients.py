@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from stable_baselines3.common.callbacks import BaseCallback
 
-from hybrid_envs import HybridAction, HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs import HybridAction, HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv, Uniform
 from sb3_hpo import HPO
 from sb3_hpo.callbacks import GradientQualityCallback
 from sb3_hpo.gradients import (
@@ -70,7 +70,7 @@ class Case:
         self.env = env.to(dtype=DTYPE)
         self.policy = double_policy(env)
         generator = torch.Generator().manual_seed(1)
-        state, noise = env.initial(N_SCENARIOS, generator), env.sample_noise(N_SCENARIOS, generator)
+        state, noise = env.sample_scenarios(N_SCENARIOS, generator)
         self.args = (env, self.policy, state, noise)
         self.exact = exact_gradient(*self.args)
 
@@ -81,8 +81,9 @@ class Case:
         lambda: HybridInventoryEnv(n_items=2, lead_time=2, horizon=4),
         lambda: HybridSwitchedLQREnv(n_dims=3, n_modes=3, horizon=4),
         KilnEnv,
+        lambda: HybridInventoryEnv(2, horizon=4, mean_demand=Uniform(6.0, 14.0), underage_cost=Uniform(6.3, 11.7)),
     ],
-    ids=["inventory", "switched-lqr", "masked"],
+    ids=["inventory", "switched-lqr", "masked", "instances"],
 )
 def case(request: pytest.FixtureRequest) -> Case:
     return Case(request.param())
