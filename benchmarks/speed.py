@@ -2,10 +2,11 @@
 How long an HPO iteration takes beside its own matrix products, where the rest goes, and how many environment steps a second
 every simulator makes.
 
-    python -m benchmarks.speed [--problems NAME ...] [--iterations 10] [--seconds 1] [--profile FOLDER]
+    python -m benchmarks.speed [--problems NAME ...] [--iterations 10] [--hidden 128] [--profile FOLDER]
+                               [--scenarios 1 64 1024] [--seconds 1]
 
-``--problems`` names the iterations to measure and leaves the rest out. ``--profile`` writes a trace of one iteration of each,
-``NAME.json``, which https://ui.perfetto.dev and chrome://tracing open.
+``--problems`` names the iterations to measure and leaves the simulators out. ``--profile`` writes a trace of one iteration of
+each, ``NAME.json``, which https://ui.perfetto.dev and chrome://tracing open.
 """
 
 import argparse
@@ -54,26 +55,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.splitlines()[1])
     parser.add_argument("--problems", nargs="+", choices=list(CASES), metavar="NAME", help=", ".join(CASES))
     parser.add_argument("--iterations", type=int, default=10)
+    parser.add_argument("--hidden", type=int, help="width of the two hidden layers, instead of each problem's own")
+    parser.add_argument("--scenarios", type=int, nargs="+", default=[1, 64, 1024], help="side by side in the simulators")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each simulator")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a trace of one iteration of each problem there")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    iteration_times(args.problems or list(CASES), args.iterations, args.profile)
+    cases = {name: CASES[name] for name in args.problems or CASES}
+    if args.hidden is not None:
+        cases = {name: case._replace(hidden=args.hidden) for name, case in cases.items()}
+    iteration_times(cases, args.iterations, args.profile)
     if args.problems is None:
         factor_time(args.iterations)
-        steps_per_second(args.seconds)
-        throughput(args.seconds)
+        steps_per_second(args.scenarios, args.seconds)
+        throughput(args.scenarios[-1], args.seconds)
 
 
-def iteration_times(names: list[str], iterations: int, folder: Path | None) -> None:
+def iteration_times(cases: dict[str, Case], iterations: int, folder: Path | None) -> None:
     """
     Print, for an HPO iteration and each of its parts, the processor time it takes, that of its matrix products alone, and how
     many times as long it is. Both are the least of several; epochs are never cut short.
     """
     columns = "".join(f"{part:>24}" for part in ("iteration", *PARTS))
     print(f"HPO iteration / its own matrix products alone, ms, one thread\n{'':<16}{columns}")
-    for name in names:
-        case = CASES[name]
+    for name, case in cases.items():
         model = TimedHPO(
             "MlpPolicy",
             gym.make(case.env_id, **case.env_kwargs),
@@ -199,31 +204,37 @@ class Products(TorchDispatchMode):
         return total
 
 
-def steps_per_second(seconds: float) -> None:
-    """Print the speed of both environments in single, batched and differentiated form, beside Gymnasium's SyncVectorEnv."""
-    columns = "".join(f"{title:>15}" for title in ("scenarios", "no gradient", "with gradient", "SyncVectorEnv"))
+def steps_per_second(scenarios: list[int], seconds: float) -> None:
+    """
+    Print the speed of both environments in single, batched and differentiated form, beside Gymnasium's SyncVectorEnv, and how
+    many times as fast as that the batched form without gradients is.
+    """
+    columns = "".join(f"{title:>15}" for title in ("scenarios", "no gradient", "with gradient", "SyncVectorEnv", "times"))
     print(f"\n{'environment steps per second':<40}{columns}")
     problems: dict[str, dict[str, Any]] = {"HybridInventory-v0": {"n_items": 20}, "HybridSwitchedLQR-v0": {"n_dims": 48}}
     for env_id, kwargs in problems.items():
-        for n in (1, 64, 1024):
+        for n in scenarios:
             batched = HybridVectorEnv(gym.make(env_id, **kwargs).unwrapped, n)  # type: ignore[arg-type]
             plain = rate(partial(episode, batched, gradient=False), seconds)
             live = rate(partial(episode, batched, gradient=True), seconds)
-            sync = gym.make_vec(env_id, n, vectorization_mode="sync", **kwargs) if n <= 64 else None
-            looped = f"{rate(partial(sync_steps, sync), seconds):,.0f}" if sync is not None else "-"
-            print(f"{env_id + ' ' + str(kwargs):<40}{n:>15}{plain:>15,.0f}{live:>15,.0f}{looped:>15}")
+            sync = gym.make_vec(env_id, n, vectorization_mode="sync", **kwargs)
+            sync.reset(seed=0)
+            sync.action_space.seed(0)
+            looped = rate(partial(sync_step, sync, sync.action_space.sample()), seconds)
+            name = f"{env_id} {kwargs}"
+            print(f"{name:<40}{n:>15,}{plain:>15,.0f}{live:>15,.0f}{looped:>15,.0f}{plain / looped:>15.0f}", flush=True)
 
 
 def rate(work: Callable[[], int], seconds: float) -> float:
     """
     :param work: does some steps and returns their number
-    :return: steps per second, after one call to warm up
+    :return: steps per second of processor time, after one call to warm up
     """
     work()
-    start, steps = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    start, steps = time.process_time(), 0
+    while time.process_time() - start < seconds:
         steps += work()
-    return steps / (time.perf_counter() - start)
+    return steps / (time.process_time() - start)
 
 
 def episode(batched: HybridVectorEnv, gradient: bool) -> int:
@@ -241,18 +252,18 @@ def episode(batched: HybridVectorEnv, gradient: bool) -> int:
     return env.horizon * batched.num_envs
 
 
-def throughput(seconds: float) -> None:
+def throughput(scenarios: int, seconds: float) -> None:
     """
     Print the batched speed of every problem of the suite at both its sizes, and the numbers of observed state that it
     advances a second, as a share of joint replenishment's at the same size.
     """
     columns = "".join(f"{title:>15}" for title in ("state", "no gradient", "with gradient", "numbers / s", "share"))
-    print(f"\n{'steps per second, 1,024 scenarios':<75}{columns}")
+    print(f"\n{f'steps per second, {scenarios:,} scenarios':<75}{columns}")
     for size in SIZES:
         yardstick: float | None = None
         for problem in PROBLEMS:
             env_kwargs = getattr(problem, size)
-            batched = HybridVectorEnv(gym.make(problem.env_id, **env_kwargs).unwrapped, 1024)  # type: ignore[arg-type]
+            batched = HybridVectorEnv(gym.make(problem.env_id, **env_kwargs).unwrapped, scenarios)  # type: ignore[arg-type]
             plain, live = (rate(partial(episode, batched, gradient), seconds) for gradient in (False, True))
             dims = len(batched.env.observation_scale)
             yardstick = yardstick or plain * dims  # joint replenishment comes first
@@ -262,13 +273,9 @@ def throughput(seconds: float) -> None:
             )
 
 
-def sync_steps(sync: gym.vector.VectorEnv, steps: int = 20) -> int:
-    sync.reset(seed=0)
-    sync.action_space.seed(0)
-    actions = sync.action_space.sample()
-    for _ in range(steps):
-        sync.step(actions)
-    return steps * sync.num_envs
+def sync_step(sync: gym.vector.VectorEnv, actions: Any) -> int:
+    sync.step(actions)
+    return sync.num_envs
 
 
 if __name__ == "__main__":

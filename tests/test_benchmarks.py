@@ -58,11 +58,23 @@ def test_the_gap_benchmark_trains_each_half_on():
     assert titles == ["reference policy", "as trained", *trained_on]
 
 
-def test_the_speed_benchmark_reports_the_parts_of_an_iteration():
-    result = run("benchmarks.speed", "--iterations", "1", "--hidden", "8", "--seconds", "0.01")
+def test_the_speed_benchmark_reports_the_parts_of_an_iteration_and_the_simulators():
+    result = run("benchmarks.speed", "--iterations", "1", "--hidden", "8", "--scenarios", "4", "--seconds", "0.01")
     assert result.returncode == 0, result.stderr
     for part in ("rollout", "backward", "PPO epochs", "SyncVectorEnv"):
         assert part in result.stdout
+    for problem in ("inventory", "inventory-512", "switched-lqr", "unit-commitment"):
+        (row,) = (line for line in result.stdout.splitlines() if line.split()[:1] == [problem])
+        assert row.count("=") == 4  # time / that of the matrix products = how many times as long
+
+
+def test_the_trace_of_an_iteration_is_one_that_browsers_open(tmp_path):
+    chosen = ("--problems", "unit-commitment", "--hidden", "8", "--iterations", "1")
+    result = run("benchmarks.speed", *chosen, "--profile", str(tmp_path / "traces"))
+    assert result.returncode == 0, result.stderr
+    assert "SyncVectorEnv" not in result.stdout
+    events = json.loads((tmp_path / "traces" / "unit-commitment.json").read_text())["traceEvents"]
+    assert {"aten::addmm", "aten::mm"} <= {event.get("name") for event in events}
 
 
 def test_the_export_benchmark_reports_agreement_and_latency():

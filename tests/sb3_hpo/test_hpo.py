@@ -626,7 +626,7 @@ class Counter(BaseCallback):
         return True
 
 
-@pytest.mark.parametrize("callback", [None, Counter(), [Counter(), CheckpointCallback(10**9, "nowhere")]])
+@pytest.mark.parametrize("callbacks", [lambda _: None, lambda folder: [Counter(), CheckpointCallback(10**9, folder)]])
 @pytest.mark.parametrize(
     "env",
     [
@@ -636,9 +636,9 @@ class Counter(BaseCallback):
         lambda: inventory(minor_fixed_cost=20.0),  # counterfactual credit
     ],
 )
-def test_no_number_is_read_out_of_a_tensor_while_scenarios_are_simulated(env, callback):
+def test_no_number_is_read_out_of_a_tensor_while_scenarios_are_simulated(env, callbacks, tmp_path):
     model = Wakeful("MlpPolicy", env(), n_scenarios=4, n_steps=25, **TINY)
-    model.learn(2 * 4 * 25, callback)  # past the horizon
+    model.learn(2 * 4 * 25, callbacks(tmp_path))  # past the horizon
     assert np.isfinite(model.rollout_buffer.advantages).all()
     assert len(model.ep_info_buffer) == 4 * (50 // model.env.get_attr("horizon")[0])
 
