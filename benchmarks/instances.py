@@ -33,7 +33,7 @@ N_SCENARIOS = 2000
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instances", description=__doc__.splitlines()[1])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--single", nargs="*", choices=list(SINGLE), default=list(SINGLE), help="trained for one instance")
     parser.add_argument("--instances", type=int, default=200, help="of the test")
     parser.add_argument("--scenarios", type=int, default=N_SCENARIOS, help="of each instance")
@@ -48,7 +48,7 @@ def main() -> None:
     products = [SingleProduct(numbers, args.scenarios) for numbers in drawn(args.instances)]
     drawn_anew: dict[str, Any] = {name: {"uniform": list(ends)} for name, ends in RANGE.items()}
     trainings = [("range", drawn_anew, seed) for seed in args.seeds]
-    trainings += [(f"alone: {name}", SINGLE[name], args.seeds[0]) for name in args.single]
+    trainings += [(f"alone: {name}", SINGLE[name], 0) for name in args.single]
     results = []
     for name, env_kwargs, seed in trainings:
         run = make_run("hpo", "HybridInventory-v0", COMMON | env_kwargs, seed, **dict(args.hyperparams))

@@ -50,6 +50,7 @@ class CappedSS(OrderUpTo):
         return np.any((position <= self.reorder_point) & (position < self.order_up_to), axis=1)
 
     def orders(self, position: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What is lacking, and no more than the cap."""
         regimes, quantities = super().orders(position, period)
         return regimes, np.minimum(quantities, self.cap)
 
