@@ -147,7 +147,10 @@ def write_api() -> None:
         for public in module.__all__:
             thing = getattr(module, public)
             kind = "class" if isinstance(thing, type) else "function" if inspect.isroutine(thing) else "data"
-            page += [f".. auto{kind}:: {name}.{public}", ""]
+            page += [f".. auto{kind}:: {name}.{public}"]
+            if isinstance(thing, dict):
+                page += ["   :no-value:"]  # a table is read where it is written
+            page += [""]
         (folder / f"{name}.md").write_text("\n".join([*page, "```", ""]), encoding="utf-8")
         rows.append(f"- [`{name}`]({name}.md): {purpose}")
     toc = "\n".join(API)
