@@ -1,5 +1,6 @@
 """The code of the documentation runs as it is written, and reaches what the text says."""
 
+import fcntl
 import importlib
 import re
 import subprocess
@@ -63,7 +64,9 @@ def test_the_code_of_a_page_runs_as_it_is_written(page: str, tmp_path: Path) -> 
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-b", "html", str(DOCS), str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    with open(DOCS / "conf.py", "rb") as conf:
+        fcntl.flock(conf, fcntl.LOCK_EX)  # every build writes docs/generated, and tests run in several processes
+        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return folder
 
