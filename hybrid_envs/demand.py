@@ -1,6 +1,5 @@
 """Where demand comes from: a distribution, an array of scenarios, or a CSV file of sales history."""
 
-import csv
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.tables import read_number, read_rows
 
 SPLITS = ("train", "validation", "test")
 
@@ -34,29 +34,20 @@ def read_sales_file(path: str | Path, calendar: Sequence[str]) -> tuple[np.ndarr
         calendar that there is not; of the calendar, numbers may be negative
     :raises FileNotFoundError: if there is no such file
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.reader(file))
-    while rows and not rows[-1]:
-        rows.pop()
-    if len(rows) < 2:
-        raise ValueError(f"{path}: expected a header of item names and at least one row of sales, got {len(rows)} line(s)")
-    header, body = rows[0], rows[1:]
+    header, rows = read_rows(path, "a header of item names and at least one row of sales")
     for name in calendar:
         if header.count(name) != 1:
             raise ValueError(f"{path}: calendar column {name!r} is there {header.count(name)} times; columns are {header}")
-    cells = np.empty((len(body), len(header)))
-    for r, row in enumerate(body):
-        if len(row) != len(header):
-            raise ValueError(f"{path}: row {r + 2} has {len(row)} cells, the header has {len(header)}")
-        for c, cell in enumerate(row):
-            try:
-                cells[r, c] = float(cell)
-            except ValueError:
-                cells[r, c] = math.nan
-            known_ahead = header[c] in calendar
-            if not (math.isfinite(cells[r, c]) and (known_ahead or cells[r, c] >= 0)):
-                limit = "" if known_ahead else " >= 0"
-                raise ValueError(f"{path}: row {r + 2}, column {header[c]!r}: {cell!r} is not a finite number{limit}")
+    least = [-math.inf if name in calendar else 0.0 for name in header]
+    cells = np.array(
+        [
+            [
+                read_number(f"{path}: row {r}, column {name!r}", cell, at_least=limit)
+                for name, cell, limit in zip(header, row, least, strict=True)
+            ]
+            for r, row in rows
+        ]
+    )
     items = [c for c, name in enumerate(header) if name not in calendar]
     if not items:
         raise ValueError(f"{path}: every column is of the calendar, none is an item")

@@ -1,8 +1,6 @@
 """Instances that differ from scenario to scenario: arguments that are distributions, or columns of a table of products."""
 
-import csv
 import inspect
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.checks import check_array
+from hybrid_envs.tables import read_number, read_rows
 
 POSITIVE = ("mean_demand",)
 """Arguments that must exceed 0; all others may be 0."""
@@ -104,6 +103,14 @@ class Instances:
             parts += [column[rows] for column in columns]
         return torch.cat(parts, dim=1)
 
+    def require_one(self, who: str) -> None:
+        """
+        :param who: a solver, which is for one instance
+        :raises ValueError: naming the first argument that differs from scenario to scenario, if one does
+        """
+        for name in self.place:
+            raise ValueError(f"{who}: {name} differs from scenario to scenario; it is for one instance")
+
     @property
     def typical_instance(self) -> np.ndarray:
         """The instance of means, shape ``(size,)``."""
@@ -158,30 +165,15 @@ def read_products(table: Table, names: tuple[str, ...]) -> dict[str, np.ndarray]
 
 
 def _read_file(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.reader(file))
-    while rows and not rows[-1]:
-        rows.pop()
-    if len(rows) < 2:
-        raise ValueError(f"{path}: expected a header of argument names and at least one product, got {len(rows)} line(s)")
-    header = [name.strip() for name in rows[0]]
+    header, rows = read_rows(path, "a header of argument names and at least one product")
+    header = [name.strip() for name in header]
     _check_names(str(path), header, names)
-    columns = {name: np.empty(len(rows) - 1) for name in header if name != LABEL}
-    for r, row in enumerate(rows[1:]):
-        if len(row) != len(header):
-            raise ValueError(f"{path}: row {r + 2} has {len(row)} cells, the header has {len(header)}")
+    columns: dict[str, list[float]] = {name: [] for name in header if name != LABEL}
+    for r, row in rows:
         for name, cell in zip(header, row, strict=True):
-            if name == LABEL:
-                continue
-            try:
-                value = float(cell)
-            except ValueError:
-                value = math.nan
-            if not (math.isfinite(value) and (value > 0 if name in POSITIVE else value >= 0)):
-                allowed = "> 0" if name in POSITIVE else ">= 0"
-                raise ValueError(f"{path}: row {r + 2}, column {name!r}: {cell!r} is not a finite number {allowed}")
-            columns[name][r] = value
-    return columns
+            if name != LABEL:
+                columns[name].append(read_number(f"{path}: row {r}, column {name!r}", cell, **_limit(name)))
+    return {name: np.array(column) for name, column in columns.items()}
 
 
 def _check_names(where: str, header: list[str], names: tuple[str, ...]) -> None:

@@ -130,12 +130,13 @@ class ReplenishmentEnv(HybridEnv[StockState]):
         value: torch.Tensor = getattr(self, name)
         return value
 
-    def in_periods(self, state: StockState) -> torch.Tensor:
+    def in_periods(self, state: StockState, units: torch.Tensor) -> torch.Tensor:
         """
-        :return: stock in units of mean demand, shape ``(batch, lead_time * n_items)``
+        :param units: of each item, shape ``(batch, k, n_items)``
+        :return: the same in units of mean demand, shape ``(batch, k * n_items)``
         """
         mean = self.parameter("mean_demand", state)
-        return (state.stock / (mean if mean.dim() == 1 else mean.unsqueeze(1))).flatten(1)
+        return (units / (mean if mean.dim() == 1 else mean.unsqueeze(1))).flatten(1)
 
     def observed(self, state: StockState, names: tuple[str, ...]) -> torch.Tensor:
         """
@@ -151,8 +152,7 @@ class ReplenishmentEnv(HybridEnv[StockState]):
         """
         seen = []
         if self.history:
-            mean = self.parameter("mean_demand", state)
-            seen.append((state.history / (mean if mean.dim() == 1 else mean.unsqueeze(1))).flatten(1))
+            seen.append(self.in_periods(state, state.history))
         if self.windowed:
             seen.append(self.calendar[state.window, state.period.clamp(max=self.horizon - 1)])
         return seen

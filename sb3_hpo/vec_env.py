@@ -221,8 +221,6 @@ class LiveView:
     def __init__(self, env: VecEnv):
         base = env.unwrapped
         assert isinstance(base, HybridVecEnv)
-        self.watched = not (env is base or (isinstance(env, HybridActionWrapper) and env.venv is base))
-        """Whether wrappers take part in a step, as VecNormalize does; they know arrays only."""
         self.base = base
         self.simulator = base.simulator
         self.needs_arrays = env is not base and not (isinstance(env, HybridActionWrapper) and env.venv is base)

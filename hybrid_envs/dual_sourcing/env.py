@@ -229,7 +229,7 @@ class HybridDualSourcingEnv(ReplenishmentEnv):
         return -(running + weighted(expedited, self.parameter("premium", state)) + fixed)
 
     def observation(self, state: StockState) -> torch.Tensor:
-        stock = self.in_periods(state)
+        stock = self.in_periods(state, state.stock)
         return torch.cat([stock, self.observed(state, self.varying)], dim=1) if self.varying else stock
 
     def draw(self, frames: list[Frame]) -> np.ndarray:

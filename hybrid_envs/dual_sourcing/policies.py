@@ -236,7 +236,7 @@ class CappedDualIndex(ReferencePolicy):
     """
 
     def __init__(self, env: HybridDualSourcingEnv, levels: Levels):
-        require_one_instance(env, type(self).__name__)
+        env.instances.require_one(type(self).__name__)
         self.mean_demand, self.lead_time, self.per_item = env.params.mean_demand, env.params.lead_time, env.per_item
         shape = (env.n_items,)
         choices = shape if env.per_item else (1,)
@@ -308,14 +308,6 @@ def best_dual_sourcing(env: HybridDualSourcingEnv) -> ReferencePolicy | None:
         return CappedDualIndex.best(env)
 
 
-def require_one_instance(env: HybridDualSourcingEnv, who: str) -> None:
-    """
-    :raises ValueError: if instances differ from scenario to scenario
-    """
-    for name in env.instances.place:
-        raise ValueError(f"{who}: {name} differs from scenario to scenario; it is for one instance")
-
-
 def single_item(env: HybridDualSourcingEnv, item: int = 0) -> DualSourcingProblem:
     """
     :param env: the problem
@@ -323,7 +315,7 @@ def single_item(env: HybridDualSourcingEnv, item: int = 0) -> DualSourcingProble
     :return: the same for dynamic programming
     :raises ValueError: if several items share a choice, for demand that is not uniform or Poisson, for costs h or u of 0
     """
-    require_one_instance(env, "DualSourcingOptimum")
+    env.instances.require_one("DualSourcingOptimum")
     params, mean = env.params, float(env.params.mean_demand[item])
     if env.n_items != 1 and not env.per_item:
         raise ValueError(f"DualSourcingOptimum: n_items = {env.n_items}; it replenishes one item")

@@ -273,7 +273,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
 
     def observation(self, state: StockState) -> torch.Tensor:
         constants = self.observed(state, (*OBSERVED, *self.observed_too))
-        return torch.cat([self.in_periods(state), constants, *self.context(state)], dim=1)
+        return torch.cat([self.in_periods(state, state.stock), constants, *self.context(state)], dim=1)
 
     def observed_mean_demand(self, observation: np.ndarray) -> np.ndarray:
         """

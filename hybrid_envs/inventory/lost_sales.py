@@ -8,7 +8,6 @@ from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.inventory.env import HybridInventoryEnv
 from hybrid_envs.inventory.order_up_to import OrderUpTo
 from hybrid_envs.inventory.single_item import single_items
-from hybrid_envs.replenishment import StockState
 from hybrid_envs.search import Rule, search
 
 SEARCH_ROWS, SEARCH_ITERATIONS = 2**8, 24
@@ -64,8 +63,7 @@ class CappedSS(OrderUpTo):
         :param seed: of the search and its scenarios
         :raises ValueError: for instances that differ from scenario to scenario
         """
-        for name in env.instances.place:
-            raise ValueError(f"{cls.__name__}: {name} differs from scenario to scenario; it is for one instance")
+        env.instances.require_one(cls.__name__)
         demand = env.sample_noise(TEST_SCENARIOS, torch.Generator(env.device).manual_seed(seed)).double().cpu().numpy()
         mean, std, lot = demand.mean(axis=(0, 1)), demand.std(axis=(0, 1)), env.action_scale.astype(np.float64)
         periods = env.params.lead_time + 1
@@ -83,11 +81,7 @@ class CappedSS(OrderUpTo):
         def rules(shares: np.ndarray) -> Rule:
             policy = cls(env, 0.0, 0.0)
             policy.reorder_point, policy.order_up_to, policy.cap = levels(shares)  # one row of each for every state
-
-            def rule(state: StockState) -> tuple[np.ndarray, np.ndarray]:
-                return policy.orders(state.stock.sum(dim=1).double().cpu().numpy(), state.period.cpu().numpy())
-
-            return rule
+            return policy.rule
 
         best = search(env, rules, 3, max(SEARCH_ROWS // env.n_items, 32), SEARCH_ITERATIONS, seed)
         policy = cls(env, *levels(best))
@@ -111,8 +105,7 @@ class LostSalesOptimum(ReferencePolicy):
 
     def __init__(self, env: HybridInventoryEnv):
         who, params = type(self).__name__, env.params
-        for name in env.instances.place:
-            raise ValueError(f"{who}: {name} differs from scenario to scenario; it is for one instance")
+        env.instances.require_one(who)
         if env.n_items != 1 or not params.lost_sales or env.demand != "poisson":
             got = f"n_items = {env.n_items}, lost_sales = {params.lost_sales}, demand = {env.demand!r}"
             raise ValueError(f"{who}: it is for n_items = 1, lost_sales = True and demand = 'poisson', got {got}")

@@ -7,6 +7,7 @@ import numpy as np
 from hybrid_envs.checks import check_array
 from hybrid_envs.evaluation import ReferencePolicy
 from hybrid_envs.inventory.env import HybridInventoryEnv
+from hybrid_envs.replenishment import StockState
 
 
 class OrderUpTo(ReferencePolicy):
@@ -53,6 +54,14 @@ class OrderUpTo(ReferencePolicy):
         quantities = np.maximum(self.order_up_to - position, 0.0) * joins
         return placed(self.env.itemised, due, quantities)
 
+    def rule(self, state: StockState) -> tuple[np.ndarray, np.ndarray]:
+        """
+        As :meth:`act`, from a batch of states. In :func:`~hybrid_envs.search.search` parameters have one row for each of them.
+
+        :return: regimes and points
+        """
+        return self.orders(state.stock.sum(dim=1).double().cpu().numpy(), state.period.cpu().numpy())
+
 
 def inventory_position(env: HybridInventoryEnv, observation: np.ndarray) -> np.ndarray:
     """
@@ -83,9 +92,9 @@ def require(env: HybridInventoryEnv, who: str, exact: bool = False, differing: b
     :param exact: whether it needs a known distribution of demand
     :param differing: whether it solves instances that differ from scenario to scenario
     """
-    params, differ = env.params, env.instances.place
-    if differ and not differing:
-        raise ValueError(f"{who}: {next(iter(differ))} differs from scenario to scenario; it is for one instance")
+    params = env.params
+    if not differing:
+        env.instances.require_one(who)
     if params.lost_sales:
         raise ValueError(f"{who}: lost_sales = True; it is for backlogged demand only")
     if env.demand == "data" and exact:
@@ -93,7 +102,7 @@ def require(env: HybridInventoryEnv, who: str, exact: bool = False, differing: b
     if env.demand == "data" and env.horizon <= params.lead_time:
         raise ValueError(f"{who}: horizon = {env.horizon} must exceed lead_time = {params.lead_time}: no order would arrive")
     for name, cost in (("holding_cost", params.holding_cost), ("underage_cost", params.underage_cost)):
-        cost = np.atleast_1d(env.instances.least(name)) if name in differ else cost
+        cost = np.atleast_1d(env.instances.least(name)) if name in env.instances.place else cost
         if exact and not (cost > 0).all():
             raise ValueError(f"{who}: {name}[{np.argmin(cost)}] = {cost.min()} must be > 0")
     free = np.flatnonzero(params.holding_cost + params.underage_cost == 0)

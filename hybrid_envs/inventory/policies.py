@@ -14,7 +14,6 @@ from hybrid_envs.inventory.item_orders import PeriodicSS, PerItemSS
 from hybrid_envs.inventory.lost_sales import LostSalesOptimum
 from hybrid_envs.inventory.order_up_to import OrderUpTo, inventory_position, placed, require
 from hybrid_envs.inventory.single_item import single_item, single_items
-from hybrid_envs.replenishment import StockState
 from hybrid_envs.search import Rule, search
 
 SPLIT_STEPS = 64  # of the fixed cost, per item, in the lower bound
@@ -292,11 +291,7 @@ class CanOrder(OrderUpTo):
         def rules(shares: np.ndarray) -> Rule:
             policy = cls(env, 0.0, 0.0, 0.0)
             policy.reorder_point, policy.can_order, policy.order_up_to = levels(shares)  # one row of each for every state
-
-            def rule(state: StockState) -> tuple[np.ndarray, np.ndarray]:
-                return policy.orders(state.stock.sum(dim=1).double().cpu().numpy(), state.period.cpu().numpy())
-
-            return rule
+            return policy.rule
 
         best = search(env, rules, 4, max(SEARCH_ROWS // env.n_items, 32), SEARCH_ITERATIONS, seed)
         policy = cls(env, *levels(best))

@@ -1,0 +1,47 @@
+"""CSV files with a header line: what reading sales and reading products share."""
+
+import csv
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def read_rows(path: str | Path, expected: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """
+    :param path: the file
+    :param expected: what it should hold, for the error
+    :return: the header, and the rows with their line numbers, as wide as the header
+    :raises ValueError: if there is no row below a header; while rows are read, naming the first that is not as wide
+    :raises FileNotFoundError: if there is no such file
+    """
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.reader(file))
+    while rows and not rows[-1]:
+        rows.pop()
+    if len(rows) < 2:
+        raise ValueError(f"{path}: expected {expected}, got {len(rows)} line(s)")
+    header, *body = rows
+
+    def checked() -> Iterator[tuple[int, list[str]]]:
+        for number, row in enumerate(body, start=2):
+            if len(row) != len(header):
+                raise ValueError(f"{path}: row {number} has {len(row)} cells, the header has {len(header)}")
+            yield number, row
+
+    return header, checked()
+
+
+def read_number(where: str, cell: str, *, above: float = -math.inf, at_least: float = -math.inf) -> float:
+    """
+    :param where: the file, the row and the column, for the error
+    :param cell: as it stands there
+    :raises ValueError: unless it is a finite number within the limits
+    """
+    try:
+        number = float(cell)
+    except ValueError:
+        number = math.nan
+    if not (math.isfinite(number) and number > above and number >= at_least):
+        limit = f" > {above:g}" if above > -math.inf else f" >= {at_least:g}" if at_least > -math.inf else ""
+        raise ValueError(f"{where}: {cell!r} is not a finite number{limit}")
+    return number
