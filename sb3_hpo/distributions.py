@@ -85,7 +85,10 @@ class Categorical:
     """
 
     def __init__(self, logits: torch.Tensor):
-        self.logits = logits.log_softmax(dim=-1)
+        # Of several factors, many short rows: torch takes them side by side if J is not the last dimension, in a third of the
+        # time.
+        several = logits.dim() > 2
+        self.logits = logits.mT.log_softmax(dim=-2).mT if several else logits.log_softmax(dim=-1)
 
     @property
     def probs(self) -> torch.Tensor:
@@ -163,6 +166,9 @@ class RegimeDistribution:
             # A race: the first of clocks with these rates to ring. So does torch.multinomial, which then looks at the result:
             # not where a GPU should not be waited for, and not before the rollout says which period went wrong.
             probabilities = of_factor.probs
+            if probabilities.dim() > 2:  # several factors at once: many short rows, for which argmax is slow
+                shape, device = probabilities.shape[:-1], probabilities.device
+                return inverse_cdf(probabilities, torch.rand(shape, generator=generator, device=device))
             clocks = torch.empty_like(probabilities).exponential_(generator=generator)
             return (probabilities / clocks).argmax(dim=-1)
 

@@ -73,8 +73,8 @@ class HPO(HybridPPO):
         simulated; a number, a schedule, or ``"lin_V"``. Gradients pass through the sum, so that the estimator remains
         unbiased, for the noisy policy. For problems whose costs jump in the state, which no derivative sees
     :param credit: with several factors, whether each is judged by the advantage of the whole regime (``"joint"``), or against
-        its own counterfactual baseline (``"counterfactual"``), for which the alternatives of every factor are simulated for
-        one period. Unless given, ``"counterfactual"`` where factors are independent
+        its own counterfactual baseline (``"counterfactual"``), for which every factor is drawn anew and simulated for one
+        period. Unless given, ``"counterfactual"`` where factors are independent
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
     :param learning_rate: of the discrete network; a number, a schedule, or ``"lin_V"`` for a linear decay from V to 0
     :param continuous_learning_rate: of the continuous network, likewise, or ``"late_V"`` for points that wait for the regimes
@@ -338,7 +338,7 @@ class HPO(HybridPPO):
             b = self.policy.factors.choose(candidates, x)
             if self.counterfactual:
                 here, context = view.simulator.present(), obs if self.policy.conditioned else candidates
-                decisions.append(Decision(*here, x, context.detach(), regimes.given(x).probs.detach()))
+                decisions.append(Decision(*here, x, context.detach(), regimes.sample()))
             if by_arrays:
                 new_obs, rewards, dones, infos = env.step(HybridAction(x, b))  # type: ignore[arg-type]
             else:

@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 COMPONENTS = ("discrete", "continuous", "value")
+LARGE_BATCH = 2**14
+"""Numbers in a batch from which on a detour of the arithmetic pays."""
 
 
 class Tower(nn.Module):
@@ -93,12 +95,12 @@ class _TanhBySigmoid(torch.autograd.Function):
 
 class Tanh(nn.Tanh):
     """
-    The activation, which for an update takes the way by the sigmoid on a CPU: there torch's tanh costs as much as a layer of
-    128 units, on processors that its library was not written for. Batches of a simulation are too small to gain by it.
+    The activation, which on a CPU takes the way by the sigmoid: there torch's tanh costs as much as a layer of 128 units, on
+    processors that its library was not written for. Small batches would not gain by it.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        by_sigmoid = self.training and torch.is_grad_enabled() and x.device.type == "cpu"
+        by_sigmoid = x.numel() >= LARGE_BATCH and x.device.type == "cpu"
         return _TanhBySigmoid.apply(x) if by_sigmoid else super().forward(x)
 
 

@@ -60,26 +60,32 @@ def test_the_mixed_gradient_is_exact_on_average_and_without_its_cross_term_it_is
     assert relative_error(expectation("no_cross", *args)["continuous"], exact["continuous"]) > 1e-3
 
 
+def averaged_baseline(env, decision, probabilities, point_of, outcome_value):
+    """Baselines of independent factors, weighted by the probability of each redrawn choice, shape ``(batch, m)``."""
+    total = torch.zeros(decision.regime.shape, dtype=DTYPE)
+    for j in range(env.factors.largest):
+        possible = probabilities[:, :, j] > 0
+        redrawn = torch.where(possible, j, decision.regime)  # what may not be drawn has no weight
+        worth = counterfactual_baseline(env, decision._replace(redrawn=redrawn), point_of, outcome_value)
+        total += probabilities[:, :, j] * worth
+    return total
+
+
 def counterfactual(env, policy, noise, value):
-    """Baselines of independent factors, with any function of the observation for the value."""
+    """Their averages in a rollout, with any function of the observation for the value."""
 
     def baseline(rollout):
         baselines = []
         for t in range(len(rollout.rewards)):
             state = type(rollout.states)(*(field[t].detach() for field in rollout.states))
-            decision = Decision(
-                state,
-                noise[t].repeat_interleave(len(state.period) // noise.shape[1], dim=0),
-                rollout.regimes[t],
-                rollout.observations[t].detach(),
-                rollout.log_pi[t].detach().exp(),
-            )
-            worth = counterfactual_baseline(
+            shock = noise[t].repeat_interleave(len(state.period) // noise.shape[1], dim=0)
+            x = rollout.regimes[t]
+            worth = averaged_baseline(
                 env,
-                decision,
+                Decision(state, shock, x, rollout.observations[t].detach(), x),
+                rollout.log_pi[t].detach().exp(),
                 lambda obs, x: points(env, policy, obs, x),
                 lambda result: result.reward + value(result.observation),
-                rare=0.0,
             )
             baselines.append(worth)
         return torch.stack(baselines)
@@ -101,21 +107,21 @@ def test_counterfactual_baselines_leave_the_gradient_unbiased_whatever_the_value
         assert relative_error(found[network], exact[network]) < 1e-9
 
 
-def test_rare_alternatives_left_to_chance_give_the_same_baseline_on_average():
+def test_one_draw_of_each_factor_gives_the_baseline_on_average():
     env, generator, n = BreweryEnv(3).to(dtype=DTYPE), torch.Generator().manual_seed(2), 4000
     policy = double_policy(env, seed=3)
     state, noise = env.initial(1, generator), env.sample_noise(1, generator)[0]
     obs, mask = env.observation(state), env.regime_mask(state)
     regimes = policy.regimes(obs, mask)
-    x = regimes.sample(generator)
-    parts = (noise, x, policy.candidates(obs).detach(), regimes.given(x).probs.detach())
+    x, probabilities = regimes.sample(generator), regimes.independent.probs.detach()
+    parts = (noise, x, policy.candidates(obs).detach())
     state = type(state)(*(field.expand(n, *field.shape[1:]) for field in state))
-    decision = Decision(state, *(part.expand(n, *part.shape[1:]) for part in parts))
-    torch.manual_seed(0)
-    exact, drawn = (
-        counterfactual_baseline(env, decision, env.factors.choose, lambda r: r.reward, rare) for rare in (0.0, 0.9)
-    )
+    noise, x, candidates = (part.expand(n, *part.shape[1:]) for part in parts)
+    expanded = policy.regimes(obs.expand(n, -1), None if mask is None else mask.expand(n, -1))
+    decision = Decision(state, noise, x, candidates, expanded.sample(generator))
+    exact = averaged_baseline(env, decision, probabilities.expand(n, -1, -1), env.factors.choose, lambda r: r.reward)
     assert torch.allclose(exact, exact[:1].expand_as(exact))
+    drawn = counterfactual_baseline(env, decision, env.factors.choose, lambda r: r.reward)
     spread = drawn.std(0) / n**0.5
     assert (spread > 0).all() and ((drawn.mean(0) - exact[0]).abs() < 5 * spread).all()
 
