@@ -280,6 +280,11 @@ class HybridEnv(gym.Env[np.ndarray, tuple[Any, np.ndarray]], ABC, Generic[StateT
         self._state = None
         return self
 
+    @property
+    def present_state(self) -> StateT | None:
+        """The state of the running episode, batch of one; ``None`` if none is running."""
+        return self._state
+
     def template(self) -> StateT:
         """
         :return: some starting state, batch of one: it shows what states consist of, and touches no source of randomness

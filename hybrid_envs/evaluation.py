@@ -23,7 +23,10 @@ EPISODE_SEED = 0
 
 
 class Policy(Protocol):
-    """Anything with Stable-Baselines3's ``predict``: a trained model as well as a reference policy."""
+    """
+    Anything with Stable-Baselines3's ``predict``: a trained model as well as a reference policy. One that decides by more than
+    what is observed of a state has ``decide`` too, from a batch of states to their :class:`~hybrid_envs.spaces.HybridAction`.
+    """
 
     def predict(
         self,
@@ -165,10 +168,13 @@ def episode_costs(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -
     alive = np.ones(n_scenarios, dtype=bool)  # what follows the end of an episode is another scenario
     costs = np.zeros((env.horizon, n_scenarios))
     for t in range(env.horizon):
-        mask = scenarios.regime_mask()
-        masks: dict[str, Any] = {} if mask is None else {"action_masks": mask.cpu().numpy()}
-        actions, state = policy.predict(observation, state=state, episode_start=episode_start, deterministic=True, **masks)
-        regimes, points = (np.stack(part) for part in zip(*actions, strict=True))
+        if hasattr(policy, "decide"):
+            regimes, points = (of.cpu().numpy() for of in policy.decide(scenarios.state))
+        else:
+            mask = scenarios.regime_mask()
+            masks: dict[str, Any] = {} if mask is None else {"action_masks": mask.cpu().numpy()}
+            actions, state = policy.predict(observation, state=state, episode_start=episode_start, deterministic=True, **masks)
+            regimes, points = (np.stack(part) for part in zip(*actions, strict=True))
         observation, reward, terminated, truncated, _ = scenarios.step((regimes, points))
         costs[t] = np.where(alive, -reward, 0.0)
         episode_start = terminated | truncated

@@ -90,7 +90,7 @@ class HPO(HybridPPO):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": DeterministicPointPolicy}
     policy: DeterministicPointPolicy
     stochastic_point = False
-    running_estimates: ClassVar = ("cross_weight", "cross_signal", "cross_power")
+    running_estimates: ClassVar = ("cross_weight", "cross_signal", "cross_power", "reward_scale")
     """What changes in training beside SB3's own counters; checkpoints keep it."""
 
     def __init__(
@@ -136,6 +136,7 @@ class HPO(HybridPPO):
         self.value_beyond_horizon = value_beyond_horizon
         self.cross_term = cross_term
         self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
+        self.reward_scale = 1.0  # of the last rollout: the unit of values
         self.pathwise_weight = pathwise_weight
         self.credit = credit
         self.point_noise_schedule = make_schedule("point_noise", point_noise)
@@ -291,7 +292,7 @@ class HPO(HybridPPO):
             log_probs=live.log_prob.sum(dim=2) if joint else live.log_prob,
         )
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
-        scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
+        scale = self.reward_scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
         rollout_buffer.rewards /= scale
         beyond = self._value_range(rollout_buffer.rewards)
         truncated = live.truncated.cpu().numpy()

@@ -76,7 +76,7 @@ def simulate(
     :param generator: source of what is sampled; torch's global one unless given
     """
     low, high, scale = _point_geometry(env, len(initial_state.period))
-    episode = _Episode(env, initial_state)
+    episode = Episode(env, initial_state)
     states, periods = [], []
     for period, shock in enumerate(noise):
         states.append(episode.state)
@@ -135,7 +135,7 @@ def branched_returns(
     first = factors.deviations(taken)  # (T · batch, D)
     n_branches = first.shape[1]
     uniform = torch.rand(factors.shape(horizon, batch), generator=generator, dtype=noise.dtype, device=noise.device)
-    episode = _Episode(env, repeat_rows(type(states)(*(field.flatten(0, 1) for field in states)), n_branches))
+    episode = Episode(env, repeat_rows(type(states)(*(field.flatten(0, 1) for field in states)), n_branches))
     totals = noise.new_zeros(horizon * batch * n_branches)
     for age in range(min(depth or horizon, horizon)):
         rows = (horizon - age) * batch * n_branches  # rows are in order of t: the youngest branches reach the end first
@@ -173,7 +173,7 @@ def simulate_relaxed(
     """
     every = env.factors.every(noise.device)  # all regimes; of several factors their product, which has to be small
     n_regimes = len(every)
-    episode = _Episode(env, initial_state)
+    episode = Episode(env, initial_state)
     rewards = []
     for period, shock in enumerate(noise):
         obs, mask = env.observation(episode.state), episode.mask(period)
@@ -221,7 +221,7 @@ def regime_distribution(
     return RegimeDistribution(policy.regime_logits(obs), env.factors, mask, coupling)
 
 
-class _Episode:
+class Episode:
     """Where a batch of episodes stands. One that has terminated stays in its last state and costs nothing more."""
 
     def __init__(self, env: HybridEnv, initial_state: Any):

@@ -1,0 +1,213 @@
+"""Search at decision time: what a trained policy would do, unless the simulator knows better."""
+
+import time
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from hybrid_envs.checks import check_count, to_numpy
+from hybrid_envs.core import HybridEnv
+from hybrid_envs.spaces import HybridAction
+from sb3_hpo.hpo import HPO
+from sb3_hpo.simulation import Episode, points, regime_distribution, repeat_rows
+
+__all__ = ["Lookahead"]
+
+ROWS_AT_ONCE = 2**14
+"""Of simulated futures."""
+STEP = 0.05
+"""Of the points' refinement, in units of ``action_scale``."""
+
+
+class Lookahead:
+    """
+    A trained policy that looks ahead before it acts. Every regime, or with several factors every change of one of them, is
+    tried as the next one, with the point that the policy has for it, and the policy is followed from there, for ``depth``
+    periods and in the same ``n_scenarios`` futures; behind them its value network judges. The best one is taken. Then the
+    points of the periods to come are moved together along the simulator's gradient, the regimes held fixed, and the first of
+    them is carried out.
+
+    What is not better than the policy's own decision by more than one standard error over the futures, is not done.
+
+    :param model: a trained HPO model
+    :param env: the environment in which :meth:`predict` decides, possibly in Gymnasium's wrappers: it looks there for the
+        present state, which an observation does not tell. The future's noise is drawn anew, not read from the environment
+    :param depth: periods to look ahead; to the end of the episode unless given
+    :param n_scenarios: futures to average over; 1 is enough where nothing is random
+    :param refinements: steps along the gradient; 0 to leave the points as they are
+    :param time_limit: seconds for one decision, or batch of them; refinement stops there. Then results depend on the machine
+    :param seed: of the futures
+    :raises TypeError: if the model is not HPO's, or the environment is no HybridEnv
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+
+    def __init__(
+        self,
+        model: HPO,
+        env: gym.Env,
+        *,
+        depth: int | None = None,
+        n_scenarios: int = 16,
+        refinements: int = 20,
+        time_limit: float | None = None,
+        seed: int = 0,
+    ):
+        problem = env.unwrapped
+        if not isinstance(model, HPO):
+            raise TypeError(f"Lookahead needs a model of HPO, whose value network it trusts, not {type(model).__name__}")
+        if not isinstance(problem, HybridEnv):
+            raise TypeError(f"Lookahead simulates with step_torch(), which {problem} does not have: it is no HybridEnv")
+        if problem.factors != model.policy.factors or problem.observation_space != model.observation_space:
+            raise ValueError(f"env = {problem.name} is not what the model was trained on: its actions or observations differ")
+        if model.get_vec_normalize_env() is not None:
+            raise ValueError("Lookahead reads states of the environment itself: train the model without VecNormalize")
+        if time_limit is not None and not time_limit > 0:
+            raise ValueError(f"time_limit = {time_limit}: must be above 0, or None")
+        self.model, self.env = model, problem
+        self.depth = problem.horizon if depth is None else check_count("depth", depth)
+        self.n_scenarios = check_count("n_scenarios", n_scenarios)
+        self.refinements = check_count("refinements", refinements, 0)
+        self.time_limit = time_limit
+        self.generator = torch.Generator(problem.device).manual_seed(check_count("seed", seed, 0))
+
+    def predict(
+        self,
+        observation: np.ndarray,
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = True,
+        action_masks: np.ndarray | None = None,
+    ) -> tuple[Any, tuple[np.ndarray, ...] | None]:
+        """
+        Stable-Baselines3's ``predict``, for the present state of ``env``.
+
+        :param observation: of that state, shape ``(d,)``
+        :return: the action ``(x, b)`` and the unchanged ``state``
+        :raises ValueError: if the observation is not that of the environment's present state
+        """
+        present = self.env.present_state
+        if present is None or not np.array_equal(to_numpy(self.env.observation(present)[0]), observation):
+            raise ValueError(f"Lookahead decides in the present state of its {self.env.name}; this is no observation of it")
+        regime, point = self.decide(present)
+        x = regime[0].cpu().numpy() if self.env.factors.many else int(regime[0])
+        return (x, to_numpy(point[0])), state
+
+    def decide(self, state: Any) -> HybridAction:
+        """
+        :param state: of the environment's NamedTuple type, leading dimension ``batch``
+        :return: x, shape ``(batch,)`` or ``(batch, m)``, and b, shape ``(batch, n)``
+        """
+        deadline = time.perf_counter() + (self.time_limit or np.inf)
+        deviations = 1 + sum(size - 1 for size in self.env.factors.sizes)
+        size = max(1, ROWS_AT_ONCE // (deviations * self.n_scenarios))
+        batch = len(state.period)
+        _, noise = self.env.sample_scenarios(self.n_scenarios * batch, self.generator)
+        decisions = []
+        for rows in torch.arange(batch, device=self.env.device).split(size):
+            part = type(state)(*(field[rows] for field in state))
+            decisions.append(self._decide(part, noise.unflatten(1, (batch, self.n_scenarios))[:, rows], deadline))
+        return HybridAction(*(torch.cat(parts) for parts in zip(*decisions, strict=True)))
+
+    def _decide(self, state: Any, noise: torch.Tensor, deadline: float) -> HybridAction:
+        """
+        :param noise: of the futures of each state, shape ``(T, batch, n_scenarios, ...)``
+        """
+        env, policy = self.env, self.model.policy
+        batch = len(state.period)
+        with torch.no_grad():
+            obs, mask = env.observation(state), env.regime_mask(state) if env.masks_regimes else None
+            likeliest = regime_distribution(env, policy, obs, mask).mode()
+            tried = env.factors.deviations(likeliest)  # (batch, D) or (batch, D, m), the policy's own first
+            n_tried = tried.shape[1]
+            first = tried.flatten(0, 1)
+            allowed = env.factors.permits(first, _repeat(mask, n_tried)).view(batch, n_tried)
+            first = torch.where(_align(allowed.flatten(), first), first, likeliest.repeat_interleave(n_tried, dim=0))
+            returns = self._returns(repeat_rows(state, n_tried), first, noise, n_tried)
+            gain = self._gain(returns - returns[:, :1]).where(allowed, -torch.inf)
+            regime = tried[torch.arange(batch, device=env.device), gain.argmax(dim=1)]
+            point = points(env, policy, obs, regime)
+        return HybridAction(regime, self._refined(state, regime, noise, deadline) if self.refinements else point)
+
+    def _gain(self, difference: torch.Tensor) -> torch.Tensor:
+        """
+        :param difference: of returns, in the same futures, shape ``(batch, ..., n_scenarios)``
+        :return: its mean less one standard error, shape ``(batch, ...)``
+        """
+        mean = difference.mean(dim=-1)
+        return mean if self.n_scenarios == 1 else mean - difference.std(dim=-1) / self.n_scenarios**0.5
+
+    def _refined(self, state: Any, regime: torch.Tensor, noise: torch.Tensor, deadline: float) -> torch.Tensor:
+        """
+        :return: b of the first period after refinement, shape ``(batch, n)``
+        """
+        env, batch = self.env, len(state.period)
+        shift = torch.zeros(batch, self.depth, env.action_size, dtype=env.dtype, device=env.device, requires_grad=True)
+        optimizer = torch.optim.Adam([shift], lr=STEP)
+        best, best_gain, own = torch.zeros_like(shift), torch.zeros(batch, dtype=env.dtype, device=env.device), None
+        for _ in range(self.refinements + 1):
+            returns = self._returns(state, regime, noise, 1, shift)[:, 0]  # (batch, n_scenarios)
+            own = returns.detach() if own is None else own
+            gain = self._gain(returns.detach() - own)
+            better = gain > best_gain
+            best_gain = torch.where(better, gain, best_gain)
+            best = torch.where(better.view(-1, 1, 1), shift.detach(), best)
+            if time.perf_counter() > deadline:
+                break
+            optimizer.zero_grad()
+            (-returns.mean(dim=1).sum()).backward(inputs=[shift])
+            optimizer.step()
+        obs = env.observation(state)
+        return self._moved(points(env, self.model.policy, obs, regime), regime, best[:, 0]).detach()
+
+    def _moved(self, point: torch.Tensor, regime: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+        """b, moved by so many ``action_scale``, within the bounds of its regime."""
+        env = self.env
+        bounds = torch.as_tensor(env.action_bounds, dtype=env.dtype, device=env.device).expand(len(point), -1, -1, -1)
+        low, high = (env.factors.choose(side, regime) for side in bounds.unbind(-1))
+        scale = torch.as_tensor(env.action_scale, dtype=env.dtype, device=env.device)
+        return torch.clamp(point + scale * shift, low, high)
+
+    def _returns(
+        self, state: Any, first: torch.Tensor, noise: torch.Tensor, n_tried: int, shift: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """
+        :param state: leading dimension ``batch * n_tried``
+        :param first: the regimes of the first period, as many; the policy's likeliest follow
+        :param noise: shape ``(T, batch, n_scenarios, ...)``
+        :param shift: of the points of each period, shape ``(batch * n_tried, depth, n)``, in units of ``action_scale``
+        :return: discounted sums of rewards and the value behind them, shape ``(batch, n_tried, n_scenarios)``
+        """
+        env, policy, gamma, count = self.env, self.model.policy, self.model.gamma, self.n_scenarios
+        futures = noise.unsqueeze(2).expand(-1, -1, n_tried, *noise.shape[2:]).flatten(1, 3)
+        rows = torch.arange(futures.shape[1], device=env.device)
+        episode = Episode(env, repeat_rows(state, count))
+        x, total, factor = first.repeat_interleave(count, dim=0), noise.new_zeros(len(rows)), 1.0
+        for age in range(self.depth):
+            period = episode.state.period
+            going = period < env.horizon
+            if not going.any():
+                break
+            obs, mask = env.observation(episode.state), episode.mask(age)
+            if age:
+                x = regime_distribution(env, policy, obs, mask).mode()
+            b = points(env, policy, obs, x)
+            if shift is not None:
+                b = self._moved(b, x, shift[:, age].repeat_interleave(count, dim=0))
+            result = env.step_torch(episode.state, HybridAction(x, b), futures[period.clamp(max=env.horizon - 1), rows])
+            total = total + torch.where(going, factor * episode.advance(result.state, result.reward, age), 0.0)
+            factor *= gamma
+        going = episode.alive & (episode.state.period < env.horizon)
+        if going.any():
+            value = policy.predict_values(env.observation(episode.state)).flatten()
+            total = total + torch.where(going, factor * self.model.reward_scale * value, 0.0)
+        return total.view(-1, n_tried, count)
+
+
+def _repeat(mask: torch.Tensor | None, count: int) -> torch.Tensor | None:
+    return None if mask is None else mask.repeat_interleave(count, dim=0)
+
+
+def _align(rows: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+    return rows.view(-1, *[1] * (field.dim() - 1))

@@ -1,0 +1,156 @@
+"""Search at decision time, against enumeration, a closed form, and the policy it starts from."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+import hybrid_envs
+from hybrid_envs import HybridSwitchedLQREnv
+from hybrid_envs.evaluation import evaluate
+from hybrid_envs.spaces import HybridAction
+from hybrid_envs.wrappers import FlatActionWrapper
+from sb3_hpo import HPO, HybridPPO
+from sb3_hpo.lookahead import Lookahead
+from sb3_hpo.safe_files import load_safe, save_safe
+from tests.factored import BreweryEnv
+from tests.masked import KilnEnv
+
+
+def trained(env, iterations=5, **kwargs):
+    model = HPO("MlpPolicy", env, n_scenarios=8, seed=0, policy_kwargs={"net_arch": [16]}, **kwargs)
+    return model.learn(iterations * 8 * env.horizon)
+
+
+@pytest.fixture(scope="module")
+def plant():
+    env = HybridSwitchedLQREnv(4, 2, horizon=6)
+    return env, trained(env)
+
+
+# ---- where nothing is random the search cannot lose ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("refinements", [0, 5])
+def test_every_episode_of_a_plant_costs_at_most_what_the_policy_costs(plant, refinements):
+    env, model = plant
+    costs = evaluate(env, model, 50, seed=1)
+    searched = evaluate(env, Lookahead(model, env, n_scenarios=1, refinements=refinements), 50, seed=1)
+    # the search minimises discounted costs, so undiscounted ones may rise a little
+    assert (searched <= 1.02 * costs).all()
+    assert searched.mean() < 0.98 * costs.mean()
+
+
+def test_refined_points_are_those_of_the_closed_form():
+    env = HybridSwitchedLQREnv(3, 1, horizon=2)
+    model = trained(env, iterations=1, gamma=1.0)
+    state = env.initial(5, torch.Generator().manual_seed(1))
+    _, point = Lookahead(model, env, n_scenarios=1, refinements=400).decide(state)
+    A, B, Q, R = env.A, env.B_transposed.T, env.Q, env.R  # the last control is best 0, so one period of Riccati is left
+    best = -torch.linalg.solve(R + B.T @ Q @ B, B.T @ Q @ A @ state.x.T).T
+    assert torch.allclose(point, best, atol=0.02 * float(best.abs().max()))
+
+
+# ---- noise -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("env", [KilnEnv(1), BreweryEnv(1)], ids=["one factor", "three factors"])
+def test_in_the_last_period_the_regime_is_the_best_by_enumeration_in_the_same_futures(env):
+    env.reset(seed=0)
+    model, n, batch = trained(env, iterations=1), 64, 7
+    generator = torch.Generator().manual_seed(3)
+    state = env.initial(batch, generator)
+    with torch.no_grad():
+        model.policy.component("discrete").output.bias[0] += 5.0  # so that it likes the first regime too much
+    chosen = Lookahead(model, env, n_scenarios=n, refinements=0, seed=5).decide(state).regime
+
+    _, noise = env.sample_scenarios(n * batch, torch.Generator().manual_seed(5))
+    changed = 0
+    for i in range(batch):
+        rows = type(state)(*(field[i : i + 1].expand(n, *field.shape[1:]) for field in state))
+        obs, mask = env.observation(rows), env.regime_mask(rows)
+        regimes = model.policy.regimes(obs[:1], mask[:1])
+        own, candidates = regimes.mode(), model.policy.candidates(obs).detach()
+        rewards = {}
+        for x in env.factors.every():
+            near = not env.factors.many or (x != own[0]).sum() <= 1
+            if near and env.factors.permits(x[None], mask[:1]).item():
+                regime = x.expand(n, *x.shape)
+                action = HybridAction(regime, env.factors.choose(candidates, regime))
+                rewards[tuple(x.view(-1).tolist())] = env.step_torch(rows, action, noise[0, n * i : n * (i + 1)]).reward
+        first = rewards[tuple(own.view(-1).tolist())]
+        gains = {x: float((of - first).mean() - (of - first).std() / n**0.5) for x, of in rewards.items()}
+        best = max(gains, key=gains.get)
+        assert tuple(chosen[i].view(-1).tolist()) == (best if gains[best] > 0 else tuple(own.view(-1).tolist()))
+        changed += gains[best] > 0
+    assert changed  # or the search had nothing to do
+
+
+@pytest.mark.parametrize("env", [KilnEnv(4), BreweryEnv(3), BreweryEnv(3, active_limits=(1, 2))])
+def test_masks_limits_and_bounds_are_kept(env):
+    policy = Lookahead(trained(env, iterations=1), env, depth=2, n_scenarios=3, refinements=3)
+    assert np.isfinite(evaluate(env, policy, 20, seed=0)).all()  # the simulation refuses what is not allowed
+
+
+def test_a_short_look_is_completed_by_the_value_network():
+    env = HybridSwitchedLQREnv(2, 2, horizon=5)
+    model = trained(env)
+    state = env.initial(6, torch.Generator().manual_seed(0))
+    search = Lookahead(model, env, depth=1, n_scenarios=1, refinements=0)
+    with torch.no_grad():
+        worth = []
+        for j in range(2):
+            regime = torch.full((6,), j)
+            point = env.factors.choose(model.policy.candidates(env.observation(state)), regime)
+            result = env.step_torch(state, HybridAction(regime, point), env.sample_noise(6, torch.Generator())[0])
+            value = model.policy.predict_values(result.observation).flatten()
+            worth.append(result.reward + model.gamma * model.reward_scale * value)
+    assert model.reward_scale != 1.0
+    assert torch.equal(search.decide(state).regime, torch.stack(worth).argmax(dim=0))
+
+
+# ---- as a user meets it ----------------------------------------------------------------------------------------------
+
+
+def test_it_plays_an_environment_of_gymnasium():
+    env = gym.make("HybridUnitCommitment-v0", n_generators=2, commitments="free", horizon=4)
+    model = HPO("MlpPolicy", env, n_scenarios=8, seed=0).learn(64)
+    policy = Lookahead(model, env, depth=2, n_scenarios=4, refinements=1)
+    observation, _ = env.reset(seed=0)
+    for _ in range(4):
+        action, _ = policy.predict(observation)
+        observation, *_, truncated, _ = env.step(action)
+    assert truncated
+    with pytest.raises(ValueError, match="no observation of it"):
+        policy.predict(observation)
+
+
+def test_equal_seeds_give_equal_decisions_and_time_is_kept(plant):
+    env, model = plant
+    state = env.initial(3, torch.Generator().manual_seed(0))
+    first, second = (Lookahead(model, env, seed=4).decide(state) for _ in range(2))
+    assert torch.equal(first.regime, second.regime) and torch.equal(first.point, second.point)
+    hurried = Lookahead(model, env, refinements=10**6, time_limit=0.05)
+    assert hurried.decide(state).point.isfinite().all()  # or it would take hours
+
+
+def test_the_unit_of_values_is_saved_with_the_model(plant, tmp_path):
+    _, model = plant
+    model.save(tmp_path / "model")
+    save_safe(model, tmp_path / "model.safetensors")
+    for loaded in (HPO.load(tmp_path / "model"), load_safe(tmp_path / "model.safetensors")):
+        assert loaded.reward_scale == model.reward_scale != 1.0
+
+
+def test_what_cannot_be_searched_is_refused_by_name(plant):
+    env, model = plant
+    with pytest.raises(TypeError, match="HPO, whose value network it trusts, not HybridPPO"):
+        Lookahead(HybridPPO("MlpPolicy", env, n_steps=8, batch_size=8), env)
+    with pytest.raises(TypeError, match="it is no HybridEnv"):
+        Lookahead(model, gym.make("CartPole-v1"))
+    with pytest.raises(ValueError, match="its actions or observations differ"):
+        Lookahead(model, HybridSwitchedLQREnv(5, 2))
+    for argument, value in (("depth", 0), ("n_scenarios", 0), ("refinements", -1), ("time_limit", 0.0), ("seed", -1)):
+        with pytest.raises(ValueError, match=f"{argument}.*{value}"):
+            Lookahead(model, env, **{argument: value})
+    assert isinstance(Lookahead(model, FlatActionWrapper(env)).env, hybrid_envs.HybridEnv)
