@@ -56,6 +56,7 @@ API = {
     "sb3_hpo.credit": "which factor of a regime earned what",
     "sb3_hpo.export": "a policy as one graph, for programs without Python",
     "sb3_hpo.gradients": "exact gradients, estimators, and their quality",
+    "sb3_hpo.lookahead": "search at decision time",
     "sb3_hpo.losses": "the two equations",
     "sb3_hpo.policies": "the networks",
     "sb3_hpo.safe_files": "models as plain data, without pickle",

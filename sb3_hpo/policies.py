@@ -100,7 +100,9 @@ class Tanh(nn.Tanh):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        by_sigmoid = x.numel() >= LARGE_BATCH and x.device.type == "cpu"
+        # A graph is exported for batches of any size, so that it cannot depend on theirs.
+        exporting = torch.compiler.is_compiling()
+        by_sigmoid = not exporting and x.device.type == "cpu" and x.numel() >= LARGE_BATCH
         return _TanhBySigmoid.apply(x) if by_sigmoid else super().forward(x)
 
 

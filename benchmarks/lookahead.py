@@ -1,0 +1,71 @@
+"""
+What search at decision time adds to a trained policy, and what a decision then costs in time.
+
+    python -m benchmarks.lookahead --env HybridSwitchedLQR-v0 --env-kwargs n_dims=48 n_modes=4 --entry quadratic
+"""
+
+import argparse
+import time
+
+import torch
+
+from benchmarks.train import assignment
+from benchmarks.zoo import EVALUATION_SEED, make_run, mean_and_interval
+from hybrid_envs import reference_policy
+from hybrid_envs.evaluation import Policy
+from hybrid_envs.solvers import evaluate
+from sb3_hpo import HPO
+from sb3_hpo.lookahead import Lookahead
+
+DECISIONS = 20
+"""How many are timed, one by one."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.lookahead", description=__doc__.splitlines()[1])
+    parser.add_argument("--env", default="HybridSwitchedLQR-v0")
+    parser.add_argument("--env-kwargs", type=assignment, nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "--hyperparams", type=assignment, nargs="*", default=[], metavar="NAME=VALUE", help="override the config"
+    )
+    parser.add_argument("--entry", help="entry of the config (default: the environment's)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--iterations", type=int, help="instead of the config's n_timesteps")
+    parser.add_argument("--scenarios", type=int, default=200, help="episodes of the evaluation (default 200)")
+    parser.add_argument("--futures", type=int, default=16, help="scenarios averaged over in one decision (default 16)")
+    parser.add_argument(
+        "--depths", type=int, nargs="*", default=[], help="periods to look ahead, beside to the end of the episode"
+    )
+    parser.add_argument("--refinements", type=int, nargs="+", default=[0, 20])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    run = make_run("hpo", args.env, dict(args.env_kwargs), args.seed, args.entry, **dict(args.hyperparams))
+    run.model.learn(args.iterations * run.iteration_steps if args.iterations else run.n_timesteps)
+    assert isinstance(run.model, HPO)
+
+    def report(name: str, policy: Policy) -> float:
+        cost, half_width = mean_and_interval(evaluate(run.env, policy, args.scenarios, EVALUATION_SEED))
+        print(f"{name}: {cost:.3f} ± {half_width:.3f}", end="", flush=True)
+        return cost
+
+    reference = reference_policy(run.env)
+    if reference is not None:
+        report("reference policy", reference)
+        print()
+    before = report("policy as trained", run.model)
+    print()
+    states = run.env.initial(DECISIONS, torch.Generator(run.env.device).manual_seed(0))
+    for depth in [None, *args.depths]:
+        for refinements in args.refinements:
+            policy = Lookahead(run.model, run.env, depth=depth, n_scenarios=args.futures, refinements=refinements)
+            after = report(f"looking {depth or 'all'} periods ahead, {refinements} refinements", policy)
+            start = time.perf_counter()
+            for i in range(DECISIONS):
+                policy.decide(type(states)(*(field[i : i + 1] for field in states)))
+            milliseconds = 1e3 * (time.perf_counter() - start) / DECISIONS
+            print(f", {after / before - 1:+.2%}, {milliseconds:.0f} ms a decision", flush=True)
+
+
+if __name__ == "__main__":
+    main()
