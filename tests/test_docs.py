@@ -36,6 +36,7 @@ CONTEXT = {
     "deploy.md": SHORT,
     "tensorboard.md": SHORT + "import numpy as np\n" + snippets()[0],
     "factors.md": "",
+    "lookahead.md": "",
     "own_data.md": SHORT,
     "piecewise.md": "",
     "references.md": "",
