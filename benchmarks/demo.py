@@ -45,7 +45,7 @@ def main() -> None:
     curves, seconds = {}, {}
     for algo in args.algo or list(ALGORITHMS):
         run = make_run(algo, ENV_ID, {"n_items": args.items}, args.seed, tensorboard_log=str(args.out / "tensorboard"))
-        steps = QUICK_ITERATIONS * run.iteration_steps if args.quick else run.n_timesteps
+        steps = run.steps(QUICK_ITERATIONS if args.quick else None)
         curve = CostCallback(run.env, every=steps // CURVE_POINTS, n_scenarios=n_scenarios // 4, reference=best_reference)
         console.print(f"[bold]{NAMES[algo]}[/bold]: {args.items} items, {run.model.n_envs} scenarios, {steps:,} steps")
         start = time.perf_counter()

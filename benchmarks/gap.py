@@ -4,13 +4,12 @@ Which half of a policy holds it back: after training, each is trained on with th
     python -m benchmarks.gap --env HybridSwitchedLQR-v0 --env-kwargs n_dims=48 n_modes=4 --entry quadratic --seed 0
 """
 
-import argparse
 import tempfile
 from pathlib import Path
 
 import torch
 
-from benchmarks.train import N_SCENARIOS, assignment
+from benchmarks.train import N_SCENARIOS, run_parser
 from benchmarks.zoo import EVALUATION_SEED, make_run
 from hybrid_envs import reference_policy
 from hybrid_envs.solvers import evaluate
@@ -21,15 +20,8 @@ HALVES = {"points": ("continuous",), "regimes": ("discrete",), "both": ("continu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gap", description=__doc__.splitlines()[1])
-    parser.add_argument("--env", default="HybridSwitchedLQR-v0")
-    parser.add_argument("--env-kwargs", type=assignment, nargs="*", default=[], metavar="NAME=VALUE")
-    parser.add_argument(
-        "--hyperparams", type=assignment, nargs="*", default=[], metavar="NAME=VALUE", help="override the config"
-    )
-    parser.add_argument("--entry", help="entry of the config (default: the environment's)")
+    parser = run_parser("gap", __doc__, "HybridSwitchedLQR-v0")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--iterations", type=int, help="of the training before, instead of the config's n_timesteps")
     parser.add_argument("--further", type=int, default=100, help="iterations for which each half is trained on (default 100)")
     parser.add_argument("--rate", default="lin_1e-3", help="learning rate of what is trained on (default lin_1e-3)")
     args = parser.parse_args()
@@ -43,7 +35,7 @@ def main() -> None:
     reference = reference_policy(run.env)
     if reference is not None:
         print(f"reference policy: {cost(reference):.3f}", flush=True)
-    run.model.learn(args.iterations * run.iteration_steps if args.iterations else run.n_timesteps)
+    run.model.learn(run.steps(args.iterations))
     before = cost(run.model)
     print(f"as trained: {before:.3f}", flush=True)
     with tempfile.TemporaryDirectory() as folder:

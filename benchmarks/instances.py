@@ -53,7 +53,7 @@ def main() -> None:
     for name, env_kwargs, seed in trainings:
         run = make_run("hpo", "HybridInventory-v0", COMMON | env_kwargs, seed, **dict(args.hyperparams))
         begin = time.perf_counter()
-        run.model.learn(args.iterations * run.iteration_steps if args.iterations else run.n_timesteps)
+        run.model.learn(run.steps(args.iterations))
         seconds = time.perf_counter() - begin
         ratios = np.array([product.ratio(run.model) for product in products])
         worst = products[int(ratios.argmax())]

@@ -4,12 +4,11 @@ What search at decision time adds to a trained policy, and what a decision then 
     python -m benchmarks.lookahead --env HybridSwitchedLQR-v0 --env-kwargs n_dims=48 n_modes=4 --entry quadratic
 """
 
-import argparse
 import time
 
 import torch
 
-from benchmarks.train import assignment
+from benchmarks.train import run_parser
 from benchmarks.zoo import EVALUATION_SEED, make_run, mean_and_interval
 from hybrid_envs import reference_policy
 from hybrid_envs.evaluation import Policy
@@ -22,15 +21,8 @@ DECISIONS = 20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.lookahead", description=__doc__.splitlines()[1])
-    parser.add_argument("--env", default="HybridSwitchedLQR-v0")
-    parser.add_argument("--env-kwargs", type=assignment, nargs="*", default=[], metavar="NAME=VALUE")
-    parser.add_argument(
-        "--hyperparams", type=assignment, nargs="*", default=[], metavar="NAME=VALUE", help="override the config"
-    )
-    parser.add_argument("--entry", help="entry of the config (default: the environment's)")
+    parser = run_parser("lookahead", __doc__, "HybridSwitchedLQR-v0")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--iterations", type=int, help="instead of the config's n_timesteps")
     parser.add_argument("--scenarios", type=int, default=200, help="episodes of the evaluation (default 200)")
     parser.add_argument("--futures", type=int, default=16, help="scenarios averaged over in one decision (default 16)")
     parser.add_argument(
@@ -41,7 +33,7 @@ def main() -> None:
     torch.set_num_threads(1)
 
     run = make_run("hpo", args.env, dict(args.env_kwargs), args.seed, args.entry, **dict(args.hyperparams))
-    run.model.learn(args.iterations * run.iteration_steps if args.iterations else run.n_timesteps)
+    run.model.learn(run.steps(args.iterations))
     assert isinstance(run.model, HPO)
 
     def report(name: str, policy: Policy) -> float:

@@ -47,6 +47,15 @@ CASES = {
     "switched-lqr": Case("HybridSwitchedLQR-v0", {"n_dims": 48}, n_scenarios=128),
     "unit-commitment": Case("HybridUnitCommitment-v0", {}),
 }
+FACTORED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "21 factors against order or not, 20 items": ("HybridInventory-v0", {"n_items": 20}, {"minor_fixed_cost": 20.0}),
+    "20 factors against merit order, 20 units": (
+        "HybridUnitCommitment-v0",
+        {"n_generators": 20, "commitments": "merit_order"},
+        {"commitments": "free"},
+    ),
+}
+"""Problems with one switch, and what makes many of it."""
 PARTS = ("rollout", "backward", "PPO epochs")
 PRODUCTS = tuple(getattr(torch.ops.aten, name).default for name in ("mm", "addmm", "bmm", "baddbmm"))
 
@@ -107,23 +116,21 @@ def iteration_times(cases: dict[str, Case], iterations: int, folder: Path | None
             trace.export_chrome_trace(str(folder / f"{name}.json"))
 
 
-def factor_time(iterations: int, chunks: int = 3) -> None:
+def factor_time(iterations: int) -> None:
     """
-    Print what an iteration costs with 21 factors (order or not, and each of 20 items on it or not) against one Discrete(2) at
-    equal sizes: processor time, in turns, since other work on the machine slows all alike. Counterfactual credit is dearest as
-    long as the policy has not made up its mind.
+    Print what an iteration costs with many factors against one at equal sizes: processor time, in turns, since other work on
+    the machine slows all alike. Counterfactual credit is dearest as long as the policy has not made up its mind.
     """
-    one = HPO("MlpPolicy", gym.make("HybridInventory-v0", n_items=20), seed=0, target_kl=None)
-    print("\nHPO iteration with 21 factors, against one Discrete(2), 20 items, 64 scenarios, 2x128 networks")
+    print("\nHPO iteration with many factors against one, 64 scenarios, 2x128 networks")
+    for title, (env_id, one, many) in FACTORED.items():
+        print(title)
+        compare_times(gym.make(env_id, **one), gym.make(env_id, **one | many), iterations)
+
+
+def compare_times(one_factor: gym.Env, many_factors: gym.Env, iterations: int, chunks: int = 3) -> None:
+    one = HPO("MlpPolicy", one_factor, seed=0, target_kl=None)
     models = {
-        credit: HPO(
-            "MlpPolicy",
-            gym.make("HybridInventory-v0", n_items=20, minor_fixed_cost=20.0),
-            seed=0,
-            target_kl=None,
-            credit=credit,
-        )
-        for credit in ("joint", "counterfactual")
+        credit: HPO("MlpPolicy", many_factors, seed=0, target_kl=None, credit=credit) for credit in ("joint", "counterfactual")
     }
     for chunk in range(chunks):
         times: dict[str, list[float]] = defaultdict(list)

@@ -23,16 +23,9 @@ N_SCENARIOS = 2000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train", description=__doc__.splitlines()[1])
+    parser = run_parser("train", __doc__, "HybridInventory-v0")
     parser.add_argument("--algo", choices=list(ALGORITHMS), default="hpo")
-    parser.add_argument("--env", default="HybridInventory-v0")
-    parser.add_argument("--env-kwargs", type=assignment, nargs="*", default=[], metavar="NAME=VALUE")
-    parser.add_argument(
-        "--hyperparams", type=assignment, nargs="*", default=[], metavar="NAME=VALUE", help="override the config"
-    )
-    parser.add_argument("--entry", help="entry of the config (default: the environment's)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--iterations", type=int, help="instead of the config's n_timesteps")
     parser.add_argument("--curve-points", type=int, default=10, help="evaluations during training")
     parser.add_argument("--whole-units", action="store_true", help="round b to whole numbers before it is evaluated")
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
@@ -86,7 +79,7 @@ def train(
     :return: seed, cost on :data:`N_SCENARIOS` held-out scenarios and the half width of its interval, seconds, learning curve
     """
     run = make_run(algo, env_id, env_kwargs, seed, entry, **hyperparams)
-    steps = iterations * run.iteration_steps if iterations else run.n_timesteps
+    steps = run.steps(iterations)
     curve = CostCallback(run.env, every=max(1, steps // curve_points))
     start = time.perf_counter()
     run.model.learn(steps, callback=curve)
@@ -109,6 +102,24 @@ def train(
     if whole_units:
         result["unrounded_cost"] = float(evaluate(run.env, run.model, N_SCENARIOS, EVALUATION_SEED).mean())
     return result | {"steps": curve.steps, "costs": curve.costs}
+
+
+def run_parser(name: str, description: str, env_id: str) -> argparse.ArgumentParser:
+    """
+    :param name: of the benchmark
+    :param description: the docstring of its module
+    :param env_id: the default
+    :return: the arguments by which a benchmark says what is trained
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[1])
+    parser.add_argument("--env", default=env_id)
+    parser.add_argument("--env-kwargs", type=assignment, nargs="*", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "--hyperparams", type=assignment, nargs="*", default=[], metavar="NAME=VALUE", help="override the config"
+    )
+    parser.add_argument("--entry", help="entry of the config (default: the environment's)")
+    parser.add_argument("--iterations", type=int, help="instead of the config's n_timesteps")
+    return parser
 
 
 def assignment(text: str) -> tuple[str, Any]:

@@ -49,6 +49,12 @@ class Run:
         """Environment steps of one iteration."""
         return self.model.n_steps * self.model.n_envs
 
+    def steps(self, iterations: int | None) -> int:
+        """
+        :return: environment steps of so many iterations; without a number those that the config asks for
+        """
+        return iterations * self.iteration_steps if iterations else self.n_timesteps
+
 
 def make_run(algo: str, env_id: str, env_kwargs: dict[str, Any], seed: int, entry: str | None = None, **overrides: Any) -> Run:
     """

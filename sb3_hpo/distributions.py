@@ -161,14 +161,13 @@ class RegimeDistribution:
         :param generator: source of randomness; torch's global one unless given
         :return: x, shape ``(batch,)`` or ``(batch, m)``
         """
+        if self.factors.many and not self.sequential:  # many short rows at once, for which the race below would be slow
+            return self.draw_by(torch.rand(self.logits.shape[:-1], generator=generator, device=self.logits.device))
 
         def draw(of_factor: Categorical) -> torch.Tensor:
             # A race: the first of clocks with these rates to ring. So does torch.multinomial, which then looks at the result:
             # not where a GPU should not be waited for, and not before the rollout says which period went wrong.
             probabilities = of_factor.probs
-            if probabilities.dim() > 2:  # several factors at once: many short rows, for which argmax is slow
-                shape, device = probabilities.shape[:-1], probabilities.device
-                return inverse_cdf(probabilities, torch.rand(shape, generator=generator, device=device))
             clocks = torch.empty_like(probabilities).exponential_(generator=generator)
             return (probabilities / clocks).argmax(dim=-1)
 

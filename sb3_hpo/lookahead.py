@@ -11,7 +11,7 @@ from hybrid_envs.checks import check_count, to_numpy
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.spaces import HybridAction
 from sb3_hpo.hpo import HPO
-from sb3_hpo.simulation import Episode, points, regime_distribution, repeat_rows
+from sb3_hpo.simulation import Episode, align_rows, point_geometry, points, regime_distribution, repeat_mask, repeat_rows
 
 __all__ = ["Lookahead"]
 
@@ -122,11 +122,11 @@ class Lookahead:
             tried = env.factors.deviations(likeliest)  # (batch, D) or (batch, D, m), the policy's own first
             n_tried = tried.shape[1]
             first = tried.flatten(0, 1)
-            allowed = env.factors.permits(first, _repeat(mask, n_tried)).view(batch, n_tried)
-            first = torch.where(_align(allowed.flatten(), first), first, likeliest.repeat_interleave(n_tried, dim=0))
+            allowed = align_rows(env.factors.permits(first, repeat_mask(mask, n_tried)), first)
+            first = torch.where(allowed, first, likeliest.repeat_interleave(n_tried, dim=0))
             returns = self._returns(repeat_rows(state, n_tried), first, noise, n_tried)
-            gain = self._gain(returns - returns[:, :1]).where(allowed, -torch.inf)
-            regime = tried[torch.arange(batch, device=env.device), gain.argmax(dim=1)]
+            best = self._gain(returns - returns[:, :1]).argmax(dim=1)
+            regime = first.unflatten(0, (batch, n_tried))[torch.arange(batch, device=env.device), best]
             point = points(env, policy, obs, regime)
         return HybridAction(regime, self._refined(state, regime, noise, deadline) if self.refinements else point)
 
@@ -146,14 +146,14 @@ class Lookahead:
         shift = torch.zeros(batch, self.depth, env.action_size, dtype=env.dtype, device=env.device, requires_grad=True)
         optimizer = torch.optim.Adam([shift], lr=STEP)
         best, best_gain, own = torch.zeros_like(shift), torch.zeros(batch, dtype=env.dtype, device=env.device), None
-        for _ in range(self.refinements + 1):
+        for step in range(self.refinements + 1):
             returns = self._returns(state, regime, noise, 1, shift)[:, 0]  # (batch, n_scenarios)
             own = returns.detach() if own is None else own
             gain = self._gain(returns.detach() - own)
             better = gain > best_gain
             best_gain = torch.where(better, gain, best_gain)
-            best = torch.where(better.view(-1, 1, 1), shift.detach(), best)
-            if time.perf_counter() > deadline:
+            best = torch.where(align_rows(better, best), shift.detach(), best)
+            if step == self.refinements or time.perf_counter() > deadline:
                 break
             optimizer.zero_grad()
             (-returns.mean(dim=1).sum()).backward(inputs=[shift])
@@ -163,11 +163,9 @@ class Lookahead:
 
     def _moved(self, point: torch.Tensor, regime: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """b, moved by so many ``action_scale``, within the bounds of its regime."""
-        env = self.env
-        bounds = torch.as_tensor(env.action_bounds, dtype=env.dtype, device=env.device).expand(len(point), -1, -1, -1)
-        low, high = (env.factors.choose(side, regime) for side in bounds.unbind(-1))
-        scale = torch.as_tensor(env.action_scale, dtype=env.dtype, device=env.device)
-        return torch.clamp(point + scale * shift, low, high)
+        low, high, scale = point_geometry(self.env, len(point))
+        choose = self.env.factors.choose
+        return torch.clamp(point + scale * shift, choose(low, regime), choose(high, regime))
 
     def _returns(
         self, state: Any, first: torch.Tensor, noise: torch.Tensor, n_tried: int, shift: torch.Tensor | None = None
@@ -203,11 +201,3 @@ class Lookahead:
             value = policy.predict_values(env.observation(episode.state)).flatten()
             total = total + torch.where(going, factor * self.model.reward_scale * value, 0.0)
         return total.view(-1, n_tried, count)
-
-
-def _repeat(mask: torch.Tensor | None, count: int) -> torch.Tensor | None:
-    return None if mask is None else mask.repeat_interleave(count, dim=0)
-
-
-def _align(rows: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
-    return rows.view(-1, *[1] * (field.dim() - 1))

@@ -75,7 +75,7 @@ def simulate(
         log-density is part of ``log_probs``; in units of ``action_scale``
     :param generator: source of what is sampled; torch's global one unless given
     """
-    low, high, scale = _point_geometry(env, len(initial_state.period))
+    low, high, scale = point_geometry(env, len(initial_state.period))
     episode = Episode(env, initial_state)
     states, periods = [], []
     for period, shock in enumerate(noise):
@@ -183,7 +183,7 @@ def simulate_relaxed(
         if straight_through:
             of_factor = F.one_hot(of_factor.argmax(dim=-1), of_factor.shape[-1]) + (of_factor - of_factor.detach())
         y = _of_product(of_factor, every) if env.factors.many else of_factor
-        x = env.factors.allowed(every.repeat(len(y), *[1] * (every.dim() - 1)), _repeat(mask, n_regimes))
+        x = env.factors.allowed(every.repeat(len(y), *[1] * (every.dim() - 1)), repeat_mask(mask, n_regimes))
         action = HybridAction(x, points(env, policy, obs.repeat_interleave(n_regimes, dim=0), x))
         result = env.step_torch(repeat_rows(episode.state, n_regimes), action, shock.repeat_interleave(n_regimes, dim=0))
         state = type(result.state)(*(_blend(y, field) for field in result.state))
@@ -196,7 +196,7 @@ def _of_product(of_factor: torch.Tensor, every: torch.Tensor) -> torch.Tensor:
     return of_factor[:, torch.arange(every.shape[1], device=every.device), every].prod(dim=2)
 
 
-def _repeat(mask: torch.Tensor | None, count: int) -> torch.Tensor | None:
+def repeat_mask(mask: torch.Tensor | None, count: int) -> torch.Tensor | None:
     return None if mask is None else mask.repeat_interleave(count, dim=0)
 
 
@@ -251,12 +251,12 @@ class Episode:
         reward = torch.where(self.alive, reward, 0.0)
         require_finite(self.env.name, "reward", reward, period)
         fields = zip(self.state, state, strict=True)
-        self.state = type(state)(*(torch.where(_align(self.alive, new), new, old) for old, new in fields))
+        self.state = type(state)(*(torch.where(align_rows(self.alive, new), new, old) for old, new in fields))
         self.alive = self.alive & ~self.env.terminal(self.state)
         return reward
 
 
-def _align(rows: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
+def align_rows(rows: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
     """One entry per row, with trailing dimensions to match ``field``."""
     return rows.view(-1, *[1] * (field.dim() - 1))
 
@@ -265,7 +265,7 @@ def _blend(y: torch.Tensor, field: torch.Tensor) -> torch.Tensor:
     """Σ_j y_j field_j, from batch · J rows to batch rows; what is not real-valued, as the clock, is the same for every j."""
     if not field.is_floating_point():
         return field[:: y.shape[1]]
-    return (_align(y.flatten(), field) * field).unflatten(0, y.shape).sum(dim=1)
+    return (align_rows(y.flatten(), field) * field).unflatten(0, y.shape).sum(dim=1)
 
 
 def repeat_rows(state: Any, count: int) -> Any:
@@ -291,7 +291,7 @@ def require_exogenous_noise(env: HybridEnv, batch_size: int = 4) -> None:
     """
     if env in _checked:
         return
-    low, high, scale = _point_geometry(env, batch_size)
+    low, high, scale = point_geometry(env, batch_size)
     scenarios: list[tuple[torch.Tensor, ...]] = []
     with torch.no_grad(), torch.random.fork_rng():
         for action_seed in range(3):
@@ -327,7 +327,7 @@ def _same(left: tuple[torch.Tensor, ...], right: tuple[torch.Tensor, ...]) -> bo
     return all(torch.allclose(a, b, equal_nan=True) for a, b in zip(left, right, strict=True))
 
 
-def _point_geometry(env: HybridEnv, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def point_geometry(env: HybridEnv, batch_size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Lower and upper bounds of b, shape ``(batch, J, n)``, and its typical magnitude, shape ``(n,)``."""
     bounds, scale = (torch.as_tensor(a, dtype=env.dtype, device=env.device) for a in (env.action_bounds, env.action_scale))
     low, high = bounds.expand(batch_size, -1, -1, -1).unbind(-1)
