@@ -9,49 +9,10 @@ import numpy as np
 import torch
 
 from hybrid_envs.checks import check_array, check_count
-from hybrid_envs.tables import read_number, read_rows
+from hybrid_envs.resampling import resample
+from hybrid_envs.sales import read_sales_file
 
 SPLITS = ("train", "validation", "test")
-
-
-def read_sales_history(path: str | Path) -> np.ndarray:
-    """
-    As :func:`read_sales_file`, where every column is an item.
-
-    :return: sales, shape ``(periods, items)``
-    """
-    return read_sales_file(path, ())[0]
-
-
-def read_sales_file(path: str | Path, calendar: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Read a CSV file with one header line (item names) and one row per period.
-
-    :param path: the file
-    :param calendar: names of the columns that are no items
-    :return: sales, shape ``(periods, items)``, and the columns of the calendar, shape ``(periods, len(calendar))``
-    :raises ValueError: naming the row and column of a missing, non-numeric, non-finite or negative cell, and a column of the
-        calendar that there is not; of the calendar, numbers may be negative
-    :raises FileNotFoundError: if there is no such file
-    """
-    header, rows = read_rows(path, "a header of item names and at least one row of sales")
-    for name in calendar:
-        if header.count(name) != 1:
-            raise ValueError(f"{path}: calendar column {name!r} is there {header.count(name)} times; columns are {header}")
-    least = [-math.inf if name in calendar else 0.0 for name in header]
-    cells = np.array(
-        [
-            [
-                read_number(f"{path}: row {r}, column {name!r}", cell, at_least=limit)
-                for name, cell, limit in zip(header, row, least, strict=True)
-            ]
-            for r, row in rows
-        ]
-    )
-    items = [c for c, name in enumerate(header) if name not in calendar]
-    if not items:
-        raise ValueError(f"{path}: every column is of the calendar, none is an item")
-    return cells[:, items], cells[:, [header.index(name) for name in calendar]]
 
 
 class Windows(NamedTuple):
@@ -65,6 +26,8 @@ class Windows(NamedTuple):
     """What is known ahead of each period, as it is observed, shape ``(windows, horizon, c)``."""
     mean: np.ndarray
     """Mean demand per period, where there is a split that of the training periods; shape ``(items,)``."""
+    items: list[str]
+    """What a file calls them; empty of an array."""
 
 
 def sales_windows(
@@ -74,6 +37,8 @@ def sales_windows(
     calendar: Mapping[str, float | None] | None = None,
     split: str | None = None,
     split_shares: Sequence[float] = (0.6, 0.2, 0.2),
+    dates: str | None = None,
+    resampled: int = 0,
 ) -> Windows:
     """
     Every window of ``horizon`` consecutive periods of a file of sales is one scenario. The periods of a window lie in one part
@@ -86,15 +51,19 @@ def sales_windows(
         for the week of the year, for one that is observed as sine and cosine
     :param split: ``"train"``, ``"validation"`` or ``"test"``: the first, second or third part of the periods; ``None`` for all
     :param split_shares: of the three parts
+    :param dates: a column that says when a row was, as :func:`~hybrid_envs.sales.read_sales_file`
+    :param resampled: if it is not 0, so many windows of resampled sales take the place of the recorded ones
     :raises ValueError: naming the argument, its value and what is allowed
     """
     calendar = check_calendar(calendar)
-    sales, known = read_sales_file(path, tuple(calendar))
+    file = read_sales_file(path, tuple(calendar), dates)
+    sales = file.sales
     features = [np.empty((len(sales), 0))]
-    for column, cycle in zip(known.T, calendar.values(), strict=True):
+    for column, cycle in zip(file.calendar.T, calendar.values(), strict=True):
         angle = column if cycle is None else 2 * np.pi * column / cycle
         features.append(column[:, None] if cycle is None else np.column_stack([np.sin(angle), np.cos(angle)]))
-    ends = _ends(len(sales), split_shares)
+    known = np.concatenate(features, axis=1)
+    ends = split_ends(len(sales), split_shares)
     part = SPLITS.index(split) if split is not None else None
     first, last = (0, len(sales)) if part is None else (ends[part], ends[part + 1])
     starts = np.arange(max(first, history), last - horizon + 1)
@@ -102,13 +71,20 @@ def sales_windows(
         of = "rows" if split is None else f"rows of {split!r}"
         need = f"horizon = {horizon}" + (f" and history = {history}" if history else "")
         raise ValueError(f"{path}: {last - first} {of}, fewer than {need}")
-    rows = starts[:, None] + np.arange(horizon)
-    demand = sales[rows]
+    rows = starts[:, None] + np.arange(-history, horizon)
+    if check_count("resampled", resampled, minimum=0):
+        if first > 0:
+            raise ValueError(f"resampled = {resampled} is for training, got split = {split!r}")
+        rows = rows[np.random.default_rng(0).integers(len(rows), size=resampled)]
+        demand = resample(sales[:last], known[:last], rows)
+    else:
+        demand = sales[rows]
     return Windows(
-        demand,
-        sales[starts[:, None] - 1 - np.arange(history)],
-        np.concatenate(features, axis=1)[rows],
-        mean_sales(demand if split is None else sales[None, : ends[1]]),
+        demand[:, history:],
+        demand[:, :history][:, ::-1],
+        known[rows[:, history:]],
+        mean_sales(sales[rows[:, history:]] if split is None else sales[None, : ends[1]]),
+        file.items,
     )
 
 
@@ -127,8 +103,11 @@ def check_calendar(calendar: Mapping[str, float | None] | None) -> dict[str, flo
     return dict(calendar)
 
 
-def _ends(n_periods: int, shares: Sequence[float]) -> list[int]:
-    """Where the parts of a split end."""
+def split_ends(n_periods: int, shares: Sequence[float]) -> list[int]:
+    """
+    :return: where the parts of a split begin, and where the last one ends
+    :raises ValueError: unless the shares are three positive numbers that add up to 1
+    """
     parts = check_array("split_shares", shares, (len(SPLITS),), above=0.0)
     if np.ndim(shares) != 1 or abs(parts.sum() - 1) > 1e-9:
         raise ValueError(f"split_shares must be three numbers that add up to 1, got {shares!r}")
@@ -199,6 +178,8 @@ def read_demand(
     calendar: Mapping[str, float | None] | None = None,
     split: str | None = None,
     split_shares: Sequence[float] = (0.6, 0.2, 0.2),
+    dates: str | None = None,
+    resampled: int = 0,
 ) -> Demand:
     """
     Check an environment's arguments about demand, and fill in what they leave open.
@@ -213,6 +194,8 @@ def read_demand(
     :param calendar: columns of a file, as :func:`sales_windows`
     :param split: of a file, likewise
     :param split_shares: likewise
+    :param dates: likewise
+    :param resampled: likewise
     :raises ValueError: naming the argument, its value and what is allowed
     """
     check_count("horizon", horizon)
@@ -230,14 +213,14 @@ def read_demand(
     else:
         source = "data"
         if isinstance(demand, str | Path):
-            windows = sales_windows(demand, horizon, history, calendar, split, split_shares)
+            windows = sales_windows(demand, horizon, history, calendar, split, split_shares, dates, resampled)
             require_items(windows.demand, n_items)
         else:
             scenarios = demand_scenarios(demand, n_items, history + horizon)
             past, scenarios = scenarios[:, :history][:, ::-1], scenarios[:, history:]
-            windows = Windows(scenarios, past, np.empty((*scenarios.shape[:2], 0)), mean_sales(scenarios))
+            windows = Windows(scenarios, past, np.empty((*scenarios.shape[:2], 0)), mean_sales(scenarios), [])
         n_items = windows.demand.shape[2]
-    for name, value in (("split", split), ("calendar", calendar)):
+    for name, value in (("split", split), ("calendar", calendar), ("dates", dates), ("resampled", resampled or None)):
         if value is not None and not (source == "data" and isinstance(demand, str | Path)):
             raise ValueError(f"{name} = {value!r} is of a file of sales, got demand that is none")
     n_items = n_items or default_items

@@ -1,7 +1,7 @@
 """Instances that differ from scenario to scenario: arguments that are distributions, or columns of a table of products."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hybrid_envs.tables import read_number, read_rows
 POSITIVE = ("mean_demand",)
 """Arguments that must exceed 0; all others may be 0."""
 LABEL = "item"
-"""The column of a table that names its products; it is not read."""
+"""The column of a table that names its products; of a table of costs, whose rows belong to the items of a file of sales."""
 
 
 @dataclass(frozen=True)
@@ -46,26 +46,69 @@ class Instances:
     :param owner: the environment's class, whose signature says what an argument is where nobody gave it
     :param arguments: those that may differ, by name
     :param table: of products, its columns named as the arguments; ``None`` for none
+    :param costs: a file with one row for each item, likewise
+    :param of_item: the arguments that may be columns of ``costs``
     :raises ValueError: naming the argument or the cell, its value and what is allowed
     :raises FileNotFoundError: if there is no such file
     """
 
-    def __init__(self, owner: type, arguments: dict[str, Any], table: Table | None):
+    def __init__(
+        self,
+        owner: type,
+        arguments: dict[str, Any],
+        table: Table | None,
+        costs: str | Path | None = None,
+        of_item: tuple[str, ...] = (),
+    ):
         self.columns = {} if table is None else read_products(table, tuple(arguments))
+        self.costs, self.labels = costs, list[str]()
+        own: dict[str, np.ndarray] = {}
+        if costs is not None:
+            self.labels, own = _read_file(costs, of_item)
         self.bounds: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         self.typical = dict(arguments)
         """The arguments, with means in the place of what is drawn."""
         for name, value in arguments.items():
-            if name in self.columns:
+            if name in self.columns or name in own:
                 default = inspect.signature(owner).parameters[name].default
+                source = "instances" if name in self.columns else "costs"
                 if value is not default and not (np.ndim(value) == 0 and value == default):
-                    raise ValueError(f"{name} = {value!r} is given beside the column {name!r} of instances; give one of them")
-                self.typical[name] = float(self.columns[name].mean())
+                    raise ValueError(f"{name} = {value!r} is given beside the column {name!r} of {source}; give one of them")
+                if name in self.columns and name in own:
+                    raise ValueError(f"{name} is a column of both instances and costs; give one of them")
+                self.typical[name] = own[name] if name in own else float(self.columns[name].mean())
             elif isinstance(value, Uniform | Mapping):
                 low, high = self.bounds[name] = _bounds(name, value)
                 self.typical[name] = (low + high) / 2
         self.place: dict[str, slice] = {}
         """Where in a scenario's instance an argument is."""
+
+    def require_items(self, items: Sequence[str]) -> None:
+        """
+        :param items: of the file of sales
+        :raises ValueError: unless the table of costs, if there is one, has one row for each of them, in their order
+        """
+        if self.costs is None:
+            return
+        if not items:
+            raise ValueError(f"costs = {self.costs!r} belongs to the items of a file of sales, but demand is none")
+
+        def where(k: int) -> str:
+            return f"{self.costs}: row {k + 2}, column {LABEL!r}: {self.labels[k]!r}"
+
+        if not self.labels:
+            raise ValueError(f"{self.costs}: there is no column {LABEL!r}, which says what item a row is about")
+        for k, label in enumerate(self.labels):
+            if label not in items:
+                raise ValueError(f"{where(k)} is no item of the file of sales; items are {', '.join(items)}")
+            if label in self.labels[:k]:
+                raise ValueError(f"{where(k)} is there before, in row {self.labels.index(label) + 2}")
+        for item in items:
+            if item not in self.labels:
+                raise ValueError(f"{self.costs}: column {LABEL!r}: there is no row for {item!r}, an item of the file of sales")
+        for k, item in enumerate(items):
+            if self.labels[k] != item:
+                raise ValueError(f"{where(k)}, but item {k + 1} of the file of sales is {item!r}; put both in the same order")
 
     def lay_out(self, n_items: int, shared: tuple[str, ...] = ()) -> None:
         """
@@ -145,7 +188,7 @@ def read_products(table: Table, names: tuple[str, ...]) -> dict[str, np.ndarray]
     :raises FileNotFoundError: if there is no such file
     """
     if isinstance(table, str | Path):
-        return _read_file(table, names)
+        return _read_file(table, names)[1]
     if not hasattr(table, "keys"):
         raise ValueError(f"instances must be the path of a CSV file or columns by name, got {table!r}")
     _check_names("instances", [str(name) for name in table], names)
@@ -164,16 +207,19 @@ def read_products(table: Table, names: tuple[str, ...]) -> dict[str, np.ndarray]
     return columns
 
 
-def _read_file(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _read_file(path: str | Path, names: tuple[str, ...]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """The labels, none where there is no column of them, and the columns of numbers."""
     header, rows = read_rows(path, "a header of argument names and at least one product")
-    header = [name.strip() for name in header]
     _check_names(str(path), header, names)
     columns: dict[str, list[float]] = {name: [] for name in header if name != LABEL}
+    labels: list[str] = []
     for r, row in rows:
         for name, cell in zip(header, row, strict=True):
-            if name != LABEL:
+            if name == LABEL:
+                labels.append(cell.strip())
+            else:
                 columns[name].append(read_number(f"{path}: row {r}, column {name!r}", cell, **_limit(name)))
-    return {name: np.array(column) for name, column in columns.items()}
+    return labels, {name: np.array(column) for name, column in columns.items()}
 
 
 def _check_names(where: str, header: list[str], names: tuple[str, ...]) -> None:

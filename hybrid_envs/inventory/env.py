@@ -18,6 +18,8 @@ from hybrid_envs.spaces import HybridAction
 REFERENCE_FIXED_COST_PER_ITEM = 64.0
 OBSERVED = ("underage_cost", "holding_cost", "mean_demand")
 """Arguments that are observed beside stock, whether they vary or not."""
+ITEM_COSTS = ("holding_cost", "underage_cost", "minor_fixed_cost")
+"""Columns of a table of costs."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,12 @@ class HybridInventoryEnv(ReplenishmentEnv):
     :param split: ``"train"``, ``"validation"`` or ``"test"``: windows from the first, second or third part of the file alone;
         μ is then the mean of the first
     :param split_shares: the shares of the parts
+    :param dates: the column of the file of sales that says when a row was, checked for gaps, repetitions and order: dates,
+        weeks such as 2026-W05, months or whole numbers. It may be of the calendar, too; a date then counts as days
+    :param resampled: if it is not 0, so many windows of resampled sales take the place of the recorded ones in training: the
+        level of the season by the calendar, times what sales were to it in other periods, in blocks of them
+    :param costs: a CSV file with one row for each item of the file of sales, named in a column ``item`` in the same order, and
+        columns ``holding_cost``, ``underage_cost``, ``minor_fixed_cost``
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 
@@ -173,6 +181,9 @@ class HybridInventoryEnv(ReplenishmentEnv):
         calendar: Mapping[str, float | None] | None = None,
         split: str | None = None,
         split_shares: Sequence[float] = (0.6, 0.2, 0.2),
+        dates: str | None = None,
+        resampled: int = 0,
+        costs: str | Path | None = None,
         render_mode: str | None = None,
     ):
         check_count("lead_time", lead_time)
@@ -187,6 +198,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
                 "demand_std": demand_std,
             },
             instances,
+            costs,
+            ITEM_COSTS,
         )
         holding_cost, underage_cost = drawn.typical["holding_cost"], drawn.typical["underage_cost"]
         fixed_cost, minor_fixed_cost = drawn.typical["fixed_cost"], drawn.typical["minor_fixed_cost"]
@@ -203,7 +216,10 @@ class HybridInventoryEnv(ReplenishmentEnv):
             calendar=calendar,
             split=split,
             split_shares=split_shares,
+            dates=dates,
+            resampled=resampled,
         )
+        drawn.require_items(read.windows.items if read.windows is not None else [])
         if check_share("zero_share", zero_share) and read.source == "data":
             raise ValueError(f"zero_share = {zero_share} is of a distribution, but demand is data")
         if check_switch("censored", censored) and not (lost_sales and history):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hybrid_envs.demand import read_sales_history
+from hybrid_envs.sales import read_sales_file
 
 HOURS = 24
 COLUMNS = ["hour", "demand", "renewables"]
@@ -103,7 +103,7 @@ def _read_hours(path: str | Path) -> np.ndarray:
         header = [name.strip() for name in next(csv.reader(file), [])]
     if header != COLUMNS:
         raise ValueError(f"{path}: the columns must be {', '.join(COLUMNS)}, got {', '.join(header) or 'an empty line'}")
-    record = read_sales_history(path)
+    record = read_sales_file(path).sales
     expected = (record[0, 0] + np.arange(len(record))) % HOURS
     wrong = np.flatnonzero(record[:, 0] != (expected if record[0, 0] == int(record[0, 0]) < HOURS else np.nan))
     if len(wrong):

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hybrid_envs import HybridInventoryEnv
-from hybrid_envs.demand import demand_scenarios, read_sales_history
+from hybrid_envs.demand import demand_scenarios
+from hybrid_envs.sales import read_sales_file
 
 GOOD = "apples,pears\n1,10\n2,20\n3,30\n4,40\n5,50\n"
 
@@ -22,7 +23,7 @@ def write(tmp_path):
 
 
 def test_a_sales_history_is_read_row_by_row(write):
-    assert read_sales_history(write(GOOD)).tolist() == [[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]
+    assert read_sales_file(write(GOOD)).sales.tolist() == [[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]
 
 
 @pytest.mark.parametrize("as_type", [str, lambda path: path], ids=["str", "Path"])
@@ -37,8 +38,8 @@ def test_every_window_of_the_history_is_a_scenario(write, as_type):
 
 def test_a_byte_order_mark_and_blank_lines_at_the_end_do_no_harm(write):
     with pytest.raises(ValueError, match=r"row 3, column 'apples': 'x'"):
-        read_sales_history(write("apples\n1\nx\n\n\n", encoding="utf-8-sig"))
-    assert read_sales_history(write("apples\n1\n2\n\n\n", encoding="utf-8-sig")).tolist() == [[1], [2]]
+        read_sales_file(write("apples\n1\nx\n\n\n", encoding="utf-8-sig"))
+    assert read_sales_file(write("apples\n1\n2\n\n\n", encoding="utf-8-sig")).sales.tolist() == [[1], [2]]
 
 
 @pytest.mark.parametrize(
