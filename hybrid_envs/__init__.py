@@ -6,6 +6,7 @@ from typing import Any, cast
 import gymnasium as gym
 from gymnasium.envs.registration import load_env_creator
 
+from hybrid_envs.backtest import recorded_problem
 from hybrid_envs.checker import check_hybrid_env
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.dual_sourcing.env import HybridDualSourcingEnv
@@ -41,12 +42,20 @@ __all__ = [
     "Uniform",
     "check_hybrid_env",
     "policy_figure",
+    "recorded_problem",
     "reference_policy",
     "register",
 ]
 
 
-def register(id: str, env_class: type[HybridEnv], *, reference: str | None = None, figure: str | None = None) -> None:
+def register(
+    id: str,
+    env_class: type[HybridEnv],
+    *,
+    reference: str | None = None,
+    figure: str | None = None,
+    backtest: str | None = None,
+) -> None:
     """
     Register a hybrid environment with Gymnasium, natively batched under ``gymnasium.make_vec``.
 
@@ -54,9 +63,11 @@ def register(id: str, env_class: type[HybridEnv], *, reference: str | None = Non
     :param env_class: its class
     :param reference: what :func:`reference_policy` calls for this class, ``"module:function"``, imported when it is asked for
     :param figure: what :func:`policy_figure` calls, likewise
+    :param backtest: what :func:`recorded_problem` calls, likewise
     """
     gym.register(id, entry_point=cast(Any, env_class), vector_entry_point=cast(Any, partial(_make_vec, id)))
-    for function, entry_point in ((reference_policy, reference), (policy_figure, figure)):
+    entry_points = ((reference_policy, reference), (policy_figure, figure), (recorded_problem, backtest))
+    for function, entry_point in entry_points:
         if entry_point is not None:
             function.register(env_class, partial(_call, entry_point))
 
@@ -75,6 +86,7 @@ register(
     HybridInventoryEnv,
     reference="hybrid_envs.inventory.policies:best_known",
     figure="hybrid_envs.inventory.figures:replenishment_figure",
+    backtest="hybrid_envs.inventory.backtest:InventoryBacktest",
 )
 register("HybridMoving-v0", HybridMovingEnv, reference="hybrid_envs.moving.policies:AlignAndStop")
 register("HybridSliding-v0", HybridSlidingEnv, reference="hybrid_envs.moving.policies:AlignAndStop")

@@ -20,6 +20,7 @@ FORMATS: dict[str, tuple[re.Pattern[str], Callable[[str], float]]] = {
     "numbers": (re.compile(r"-?\d+"), float),
 }
 """How a cell may say when, and what it is as a number: days, of a week its Monday, or months, or the number itself."""
+UNITS = {("days", 1): "day", ("days", 7): "week", ("weeks", 7): "week", ("months", 1): "month"}
 EXPECTED = "a date (2026-01-31), a week (2026-W05), a month (2026-01) or a whole number"
 
 
@@ -33,6 +34,8 @@ class SalesFile(NamedTuple):
     """The columns that were asked for, as numbers, shape ``(periods, columns)``."""
     periods: list[str]
     """What each is called: its cell in the column of dates, or its row in the file."""
+    unit: str
+    """What a period is: a day, week or month, where the dates say so, else a period."""
 
 
 def read_sales_file(path: str | Path, calendar: Sequence[str] = (), dates: str | None = None) -> SalesFile:
@@ -66,18 +69,21 @@ def read_sales_file(path: str | Path, calendar: Sequence[str] = (), dates: str |
             for line, cell in zip(lines, columns[name], strict=True)
         ]
 
-    values = {} if dates is None else {dates: _read_dates(path, dates, lines, columns[dates])}
+    unit, values = "period", dict[str, list[float]]()
+    if dates is not None:
+        values[dates], unit = _read_dates(path, dates, lines, columns[dates])
     values |= {name: numbers(name, -math.inf) for name in others if name not in values}
     return SalesFile(
         items,
         np.array([numbers(name, 0.0) for name in items]).T,
         np.column_stack([np.empty((len(lines), 0)), *(values[name] for name in calendar)]),
-        [f"row {line}" for line in lines] if dates is None else list(columns[dates]),
+        [f"row {line}" for line in lines] if dates is None else [cell.strip() for cell in columns[dates]],
+        unit,
     )
 
 
-def _read_dates(path: str | Path, name: str, lines: list[int], cells: Sequence[str]) -> list[float]:
-    """When the rows were, as numbers."""
+def _read_dates(path: str | Path, name: str, lines: list[int], cells: Sequence[str]) -> tuple[list[float], str]:
+    """When the rows were, as numbers, and how far they are apart."""
 
     def where(k: int) -> str:
         return f"{path}: row {lines[k]}, column {name!r}: {cells[k]!r}"
@@ -93,9 +99,9 @@ def _read_dates(path: str | Path, name: str, lines: list[int], cells: Sequence[s
             values.append(FORMATS[kind][1](cell.strip()))
         except ValueError as error:
             raise ValueError(f"{where(k)} is not in the calendar: {error}") from error
-    counted = values
-    if kinds[0] == "days" and len(cells) > 2 and len({cell.strip()[8:] for cell in cells}) == 1:
-        counted = [FORMATS["months"][1](cell.strip()[:7]) for cell in cells]  # the same day of every month
+    counted, kind = values, kinds[0]
+    if kind == "days" and len(cells) > 2 and len({cell.strip()[8:] for cell in cells}) == 1:
+        counted, kind = [FORMATS["months"][1](cell.strip()[:7]) for cell in cells], "months"  # the same day of every month
     steps = [after - before for before, after in pairwise(counted)]
     forward = [step for step in steps if step > 0]
     usual = Counter(forward).most_common(1)[0][0] if forward else 1.0
@@ -111,4 +117,4 @@ def _read_dates(path: str | Path, name: str, lines: list[int], cells: Sequence[s
             whole = missing > 0 and missing == int(missing)
             gap = f"{missing:g} missing between" if whole else "another distance than elsewhere"
             raise ValueError(f"{where(k)} follows {cells[k - 1]!r}: {gap}; rows must be equally far apart in time")
-    return values
+    return values, UNITS.get((kind, usual), "period")

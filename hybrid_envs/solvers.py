@@ -5,6 +5,7 @@ from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate, reference_
 from hybrid_envs.inventory.forecast import ForecastSS
 from hybrid_envs.inventory.item_orders import PeriodicSS, PerItemSS
 from hybrid_envs.inventory.lost_sales import CappedSS, LostSalesOptimum
+from hybrid_envs.inventory.milp import PerfectOrders, PerfectReplenishment
 from hybrid_envs.inventory.policies import (
     CanOrder,
     InstanceSS,
@@ -38,6 +39,8 @@ __all__ = [
     "NoTradeBand",
     "PerItemSS",
     "PerfectInformation",
+    "PerfectOrders",
+    "PerfectReplenishment",
     "PeriodicReview",
     "PeriodicSS",
     "Policy",

@@ -277,10 +277,10 @@ class HybridInventoryEnv(ReplenishmentEnv):
         if self.params.lost_sales:
             remaining = remaining.clamp(min=0)
         seen = noise.minimum(on_hand) if self.censored else noise
-        return self.replenished(state, remaining, action.point * self._on_order(action), seen)
+        return self.replenished(state, remaining, action.point * self.on_order(action), seen)
 
     def reward(self, state: StockState, action: HybridAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
-        on_order = self._on_order(action)
+        on_order = self.on_order(action)
         ordering = (self.parameter("fixed_cost", state) * on_order.amax(dim=1, keepdim=True)).squeeze(1)
         cost = self.running_cost(state, state.stock[:, 0] - noise) + ordering
         if not self.itemised:
@@ -318,7 +318,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
             frames = [f if f.regime is None else f._replace(regime=_any_ordered(f.regime)) for f in frames]
         return draw_episode(frames, positions, "inventory position", {1: "order"}, self.horizon)
 
-    def _on_order(self, action: HybridAction) -> torch.Tensor:
+    def on_order(self, action: HybridAction) -> torch.Tensor:
         """Which items are ordered, 0 or 1, shape ``(batch, 1)`` where it is all of them or none, else ``(batch, n_items)``."""
         return action.regime[:, :1] * action.regime[:, 1:] if self.itemised else action.regime.unsqueeze(-1)
 
