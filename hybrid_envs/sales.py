@@ -20,7 +20,12 @@ FORMATS: dict[str, tuple[re.Pattern[str], Callable[[str], float]]] = {
     "numbers": (re.compile(r"-?\d+"), float),
 }
 """How a cell may say when, and what it is as a number: days, of a week its Monday, or months, or the number itself."""
-UNITS = {("days", 1): "day", ("days", 7): "week", ("weeks", 7): "week", ("months", 1): "month"}
+UNITS: dict[tuple[str | None, float], str] = {
+    ("days", 1): "day",
+    ("days", 7): "week",
+    ("weeks", 7): "week",
+    ("months", 1): "month",
+}
 EXPECTED = "a date (2026-01-31), a week (2026-W05), a month (2026-01) or a whole number"
 
 
