@@ -2,6 +2,6 @@
 
 from sb3_hpo.backtest.judge import Estimate, Judgement, Verdict, estimate, judge
 from sb3_hpo.backtest.report import write_report
-from sb3_hpo.backtest.run import Plan, run_backtest
+from sb3_hpo.backtest.run import REPORT, Plan, run_backtest
 
-__all__ = ["Estimate", "Judgement", "Plan", "Verdict", "estimate", "judge", "run_backtest", "write_report"]
+__all__ = ["REPORT", "Estimate", "Judgement", "Plan", "Verdict", "estimate", "judge", "run_backtest", "write_report"]

@@ -23,7 +23,7 @@ def figures(judgement: Judgement, steps: list[int], costs: list[float]) -> dict[
     return {
         "money": money(judgement),
         "cumulative": cumulative(judgement),
-        "items": items(judgement),
+        "savings": savings(judgement),
         "stock": stock(judgement),
         "training": training(judgement, steps, costs),
     }
@@ -71,18 +71,18 @@ def cumulative(judgement: Judgement) -> go.Figure:
     return _styled(figure, 320)
 
 
-def items(judgement: Judgement) -> go.Figure:
+def savings(judgement: Judgement) -> go.Figure:
     """What the trained policy saves against the reference, item by item, with intervals."""
-    savings = judgement.saving_of_items()
-    order = np.argsort([saving.mean for saving in savings])
-    means = [savings[k].mean for k in order]
+    saved = judgement.saving_of_items()
+    order = np.argsort([saving.mean for saving in saved])
+    means = [saved[k].mean for k in order]
     figure = go.Figure(
         go.Scatter(
             x=means,
             y=[judgement.problem.items[k] for k in order],
             mode="markers",
             marker={"color": OURS, "size": 9},
-            error_x={"array": [savings[k].high - savings[k].mean for k in order], "color": DEMAND, "thickness": 1.5},
+            error_x={"array": [saved[k].high - saved[k].mean for k in order], "color": DEMAND, "thickness": 1.5},
             hovertemplate="%{y}: %{x:,.2f}<extra></extra>",
         )
     )

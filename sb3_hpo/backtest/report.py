@@ -34,8 +34,9 @@ def write_report(
 
     from sb3_hpo.backtest.figures import figures
 
+    config = {"responsive": True, "displaylogo": False}
     drawn = {
-        name: figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config={"responsive": True})
+        name: figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{name}", config=config)
         for name, figure in figures(judgement, steps, costs).items()
     }
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

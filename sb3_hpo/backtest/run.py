@@ -23,8 +23,9 @@ from sb3_hpo.export import export_onnx
 from sb3_hpo.hpo import HPO
 from sb3_hpo.safe_files import load_safe, save_safe
 
-SETTINGS, CHECKPOINTS, RESULTS, REPORT = "settings.json", "checkpoints", "results.json", "report.html"
-POLICY = "policy.safetensors"
+SETTINGS, CHECKPOINTS, RESULTS, POLICY = "settings.json", "checkpoints", "results.json", "policy.safetensors"
+REPORT = "report.html"
+"""The file of a run's folder that a manager reads."""
 
 
 class Plan(NamedTuple):

@@ -158,6 +158,46 @@ def export() -> None:
     )
 
 
+def backtest() -> None:
+    from sb3_hpo.zoo.manager import StoreValues
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", metavar="CSV", required=True, help="sales: one row per period, one column per item")
+    parser.add_argument("--costs", metavar="CSV", help="costs: one row per item, a column 'item' and columns of costs")
+    parser.add_argument("--dates", metavar="COLUMN", help="column of --data that says when; checked for gaps and repetitions")
+    parser.add_argument(
+        "--calendar",
+        nargs="+",
+        action=StoreValues,
+        metavar="COLUMN:CYCLE",
+        help="columns of --data that are known ahead: the length of a cycle, such as week:52, or promotion:None",
+    )
+    parser.add_argument("--split", nargs=3, type=float, default=[0.6, 0.2, 0.2], help="shares of training, validation, test")
+    parser.add_argument("--env", default="HybridInventory-v0", help="environment ID")
+    parser.add_argument("--env-kwargs", nargs="+", action=StoreValues, default={}, help="further arguments of the environment")
+    parser.add_argument("--gym-packages", nargs="+", default=[], help="Additional modules to import")
+    parser.add_argument("-n", "--n-timesteps", type=int, help="periods to simulate in training (default: the config's)")
+    parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreValues, default={}, help="overwrite the config's")
+    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the training: to see that all is well")
+    parser.add_argument("-o", "--folder", default="backtest", help="for the report and the policy (default: backtest)")
+    args = parser.parse_args()
+
+    from sb3_hpo.backtest import REPORT, run_backtest
+    from sb3_hpo.zoo.backtest import make_problem, read_plan
+
+    env = make_problem(args)
+    judgement = run_backtest(env, args.folder, read_plan(args, env))
+    report = Path(args.folder, REPORT)
+    if judgement is None:
+        print(f"{report} is there already: the test part is used once")
+        return
+    for verdict in judgement.verdicts:
+        print(f"{verdict.name:30} cost {verdict.cost}, saved {verdict.saving}, met at once {verdict.service:.1%}")
+    print(f"{'perfect information':30} cost {judgement.bound:,.4g}")
+    print(f"Wrote {report}")
+
+
 def plot() -> None:
     from matplotlib import pyplot
     from rl_zoo3 import plots
@@ -209,6 +249,7 @@ COMMANDS = {
         {"--gym-packages": {"nargs": "+", "default": [], "help": "Additional modules to import, which register environments"}},
     ),
     "export": Command(export, "write a trained agent as an ONNX or torch graph"),
+    "backtest": Command(backtest, "from a file of sales to a policy, judged on periods that it never saw, and a report"),
     "plot": Command(
         plot,
         "plot the training rewards of runs (plot train); plot from-file and plot all: rl_zoo3's other plots",
@@ -218,7 +259,7 @@ COMMANDS = {
 
 
 def usage() -> str:
-    commands = "\n".join(f"  {name:8}{command.help}" for name, command in COMMANDS.items())
+    commands = "\n".join(f"  {name:10}{command.help}" for name, command in COMMANDS.items())
     return f"""usage: sb3-hpo COMMAND ...
 
 The RL Zoo with HPO and HybridPPO (--algo hpo, --algo hybrid_ppo).
@@ -250,7 +291,8 @@ def main(argv: list[str] | None = None) -> None:
         raise
     except ImportError as error:
         missing = str(error.name).split(".")[0]
-        extra = "zoo" if missing in ("rl_zoo3", "optuna") else "export" if missing.startswith("onnx") else None
+        extras = {"rl_zoo3": "zoo", "optuna": "zoo", "plotly": "backtest", "jinja2": "backtest", "tqdm": "progress"}
+        extra = "export" if missing.startswith("onnx") else extras.get(missing)
         fail(f"{error}" + (f'; try: pip install "hybrid-rl-suite[{extra}]"' if extra else ""))
     except Exception as error:
         if in_training(error):
@@ -266,6 +308,8 @@ def in_training(error: Exception) -> bool:
     from rl_zoo3.exp_manager import ExperimentManager
     from stable_baselines3.common.callbacks import BaseCallback
 
+    from sb3_hpo.hpo import HPO
+
     frames = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
-    learning = {ExperimentManager.learn.__code__, ExperimentManager.objective.__code__}
+    learning = {ExperimentManager.learn.__code__, ExperimentManager.objective.__code__, HPO.learn.__code__}
     return bool(frames & learning) and BaseCallback.on_training_start.__code__ not in frames
