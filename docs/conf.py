@@ -51,6 +51,7 @@ API = {
     "hybrid_envs.wrappers": "other views: of hybrid environments as flat or clipped ones, of those of peers as hybrid ones",
     "sb3_hpo": "the algorithms",
     "sb3_hpo.arguments": "what their arguments have to be",
+    "sb3_hpo.backtest": "from a file of sales to a judged policy and its report",
     "sb3_hpo.callbacks": "what is logged during training",
     "sb3_hpo.checkpoint": "checkpoints from which a killed run goes on exactly",
     "sb3_hpo.credit": "which factor of a regime earned what",
