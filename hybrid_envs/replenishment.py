@@ -36,6 +36,7 @@ class ReplenishmentEnv(HybridEnv[StockState]):
     :param underage_cost: u per unit short and period, shape ``(n_items,)``
     :param lead_time: periods from order to availability
     :param instances: what differs from scenario to scenario, laid out; the other arguments hold means in its place
+    :param starting_stock: on hand in the first period, in periods of mean demand; ``None`` for nothing
     :param history: periods of demand that are observed
     :param zero_share: the probability that nothing is demanded in a period, of demand that is no data
     :param env_kwargs: the arguments of :class:`~hybrid_envs.core.HybridEnv`
@@ -49,13 +50,14 @@ class ReplenishmentEnv(HybridEnv[StockState]):
         lead_time: int,
         instances: Instances,
         *,
+        starting_stock: Instances | None = None,
         history: int = 0,
         zero_share: float = 0.0,
         **env_kwargs: Any,
     ):
         super().__init__(**env_kwargs)
         self.history, self.zero_share = history, zero_share
-        self.instances = instances
+        self.instances, self.starting_stock = instances, starting_stock
         if demand.source == "data" and "mean_demand" in instances.place:
             raise ValueError("mean_demand varies, but demand is data: its mean is that of the data")
         self.poisson_like = demand.poisson_like
@@ -74,6 +76,10 @@ class ReplenishmentEnv(HybridEnv[StockState]):
     def initial(self, batch_size: int, generator: torch.Generator) -> StockState:
         nothing = torch.zeros(batch_size, self.lead_time, self.n_items, dtype=self.dtype, device=self.device)
         state = self.standing(nothing, self.instances.draw(batch_size, generator, self.dtype))
+        if self.starting_stock is not None:
+            periods = self.starting_stock.draw(batch_size, generator, self.dtype)
+            on_hand = periods * self.parameter("mean_demand", state)
+            state = state._replace(stock=torch.cat([on_hand.unsqueeze(1), nothing[:, 1:]], dim=1))
         if self.windowed:
             window = some_rows(self.demand_data, batch_size, generator)
             return state._replace(window=window, history=self.past_data[window])

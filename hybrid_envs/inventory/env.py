@@ -10,7 +10,7 @@ import torch
 from hybrid_envs.checks import check_array, check_count, check_switch
 from hybrid_envs.core import Frame
 from hybrid_envs.demand import check_share, read_demand
-from hybrid_envs.instances import Drawable, Instances, Table
+from hybrid_envs.instances import Drawable, Instances, Table, Uniform
 from hybrid_envs.rendering import draw_episode
 from hybrid_envs.replenishment import ReplenishmentEnv, StockState, context_scale, weighted
 from hybrid_envs.spaces import HybridAction
@@ -103,7 +103,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
     by :meth:`figure_of_merit`: mean cost per item and period, the first 16 periods left out.
 
     ## Starting State
-    Nothing on hand, nothing on order. What differs from scenario to scenario is drawn, for each item by itself.
+    Nothing on hand unless there is a ``starting_stock``, and nothing on order. What differs from scenario to scenario is drawn,
+    for each item by itself.
 
     ## Episode End
     Truncated after ``horizon`` periods; never terminated.
@@ -148,6 +149,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
         level of the season by the calendar, times what sales were to it in other periods, in blocks of them
     :param costs: a CSV file with one row for each item of the file of sales, named in a column ``item`` in the same order, and
         columns ``holding_cost``, ``underage_cost``, ``minor_fixed_cost``
+    :param starting_stock: what is on hand of each item in the first period, in periods of its mean demand. A distribution lets
+        a policy train from the shelves that it may have to take over
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 
@@ -184,6 +187,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
         dates: str | None = None,
         resampled: int = 0,
         costs: str | Path | None = None,
+        starting_stock: Drawable | None = None,
         render_mode: str | None = None,
     ):
         check_count("lead_time", lead_time)
@@ -262,6 +266,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
             factor_of=np.arange(1, n_items + 1) if self.itemised else None,
             history=history,
             zero_share=zero_share,
+            starting_stock=_starts(starting_stock, n_items),
             observation_size=len(scale),
             horizon=horizon,
             action_scale=lot_size(self.params),
@@ -327,3 +332,14 @@ def _any_ordered(regime: int | np.ndarray) -> int:
     """Whether any item is on the order, 0 or 1; regime with one factor an item."""
     together, *items = np.asarray(regime).tolist()
     return int(together and any(items))
+
+
+def _starts(value: Drawable | None, n_items: int) -> Instances | None:
+    """How stock in the first period is drawn; a number is a distribution, too."""
+    if value is None:
+        return None
+    if not isinstance(value, Uniform | Mapping):
+        value = Uniform(value, value)
+    starts = Instances(HybridInventoryEnv, {"starting_stock": value}, None)
+    starts.lay_out(n_items)
+    return starts
