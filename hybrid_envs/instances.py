@@ -105,7 +105,9 @@ class Instances:
                 raise ValueError(f"{where(k)} is there before, in row {self.labels.index(label) + 2}")
         for item in items:
             if item not in self.labels:
-                raise ValueError(f"{self.costs}: column {LABEL!r}: there is no row for {item!r}, an item of the file of sales")
+                raise ValueError(
+                    f"{self.costs}: column {LABEL!r}: there is no row for {item!r}, an item of the file of sales unless calendar names it"
+                )
         for k, item in enumerate(items):
             if self.labels[k] != item:
                 raise ValueError(f"{where(k)}, but item {k + 1} of the file of sales is {item!r}; put both in the same order")

@@ -147,7 +147,7 @@ def _styled(figure: go.Figure, height: int, top: int = 40) -> go.Figure:
         height=height,
         margin={"l": 10, "r": 10, "t": top, "b": 10},
         font={"family": "system-ui, sans-serif", "size": 13},
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "xanchor": "left"},
     )
     figure.update_xaxes(automargin=True)
     figure.update_yaxes(automargin=True)
