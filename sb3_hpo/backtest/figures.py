@@ -46,7 +46,7 @@ def money(judgement: Judgement) -> go.Figure:
             for kind, colour in zip(kinds, KINDS, strict=False)
         ]
     )
-    label = {"annotation_text": "perfect information", "annotation_position": "top"}
+    label = {"annotation_text": "perfect information", "annotation_position": "bottom"}
     figure.add_vline(x=judgement.bound, line_dash="dash", line_color=DEMAND, **label)
     figure.update_layout(barmode="stack", xaxis_title=f"cost per {judgement.problem.unit}", yaxis_autorange="reversed")
     return _styled(figure, 130 + 42 * len(names))

@@ -166,7 +166,10 @@ def complaint(capsys, arguments):
 @pytest.mark.parametrize(
     ("further", "message"),
     [
-        (["--env", "HybridInventry-v0"], "there is no environment 'HybridInventry-v0'; the nearest known name is 'HybridInventory-v0'"),
+        (
+            ["--env", "HybridInventry-v0"],
+            "there is no environment 'HybridInventry-v0'; the nearest known name is 'HybridInventory-v0'",
+        ),
         (["--env", "HybridMoving-v0"], "HybridMoving-v0 has no backtest; environments with one are HybridInventory-v0"),
         (["--data", "nowhere.csv"], "--data: there is no file 'nowhere.csv'"),
         (["--costs", "nowhere.csv"], "--costs: there is no file 'nowhere.csv'"),
