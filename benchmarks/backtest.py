@@ -1,5 +1,5 @@
 """
-`sb3-hpo backtest` on files of seasonal sales, each a business of its own: what HPO saves against the best of the planners' rules.
+`sb3-hpo backtest` on files of seasonal sales, each a business of its own: what HPO saves against the planners' best rule.
 
     python -m benchmarks.backtest --seeds 1 2 3 4 5
 """
@@ -17,7 +17,7 @@ from sb3_hpo.backtest import estimate
 from sb3_hpo.zoo import main as sb3_hpo
 
 N_WEEKS, N_ITEMS = 156, 20
-FEATURES: dict[str, float] = {"trend": 0.1, "season": 0.4, "disturbance": 0.3, "autocorrelation": 0.5, "zero_share": 0.05}
+FEATURES: dict[str, Any] = {"trend": 0.1, "season": 0.4, "disturbance": 0.3, "autocorrelation": 0.5, "zero_share": 0.05}
 """Of the sales: every item has its own season, and a good week is followed by good ones."""
 
 

@@ -106,7 +106,8 @@ class Instances:
         for item in items:
             if item not in self.labels:
                 raise ValueError(
-                    f"{self.costs}: column {LABEL!r}: there is no row for {item!r}, an item of the file of sales unless calendar names it"
+                    f"{self.costs}: column {LABEL!r}: there is no row for {item!r}, "
+                    "an item of the file of sales unless calendar names it"
                 )
         for k, item in enumerate(items):
             if self.labels[k] != item:

@@ -103,8 +103,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
     by :meth:`figure_of_merit`: mean cost per item and period, the first 16 periods left out.
 
     ## Starting State
-    Nothing on hand unless there is a ``starting_stock``, and nothing on order. What differs from scenario to scenario is drawn,
-    for each item by itself.
+    Nothing on hand unless there is a ``starting_stock``, and nothing on order. What differs from scenario to scenario is
+    drawn, for each item by itself.
 
     ## Episode End
     Truncated after ``horizon`` periods; never terminated.
