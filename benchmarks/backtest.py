@@ -34,8 +34,8 @@ def main() -> None:
     for seed in args.seeds:
         folder = args.folder / f"{args.items}x{args.weeks}_{seed}{'_quick' if args.quick else ''}"
         data = write_files(folder, args.items, args.weeks, seed)
-        flags = ["--calendar", "week:52", "--seed", str(seed), "-o", str(folder / "run"), *(["--quick"] if args.quick else [])]
-        sb3_hpo(["backtest", *data, *flags])
+        flags = ["--dates", "date", "--calendar", "week:52", "--seed", str(seed), *(["--quick"] if args.quick else [])]
+        sb3_hpo(["backtest", *data, *flags, "-o", str(folder / "run")])
         found.append(json.loads((folder / "run" / "results.json").read_text()))
     print(f"\n{'file':>4} {'HPO':>7} {'rule':>7} {'perfect':>8} {'saved':>8}   95 % of the weeks     met at once  seconds")
     for seed, facts in zip(args.seeds, found, strict=True):
@@ -53,8 +53,9 @@ def write_files(folder: Path, n_items: int, n_weeks: int, seed: int) -> list[str
     rng = np.random.default_rng(seed)
     sales = synthetic_sales(n_weeks, n_items, mean=rng.uniform(4, 30, n_items), seed=seed, **FEATURES)
     names = [f"item{k:02d}" for k in range(n_items)]
-    rows = np.column_stack([1 + np.arange(n_weeks) % 52, sales])
-    np.savetxt(folder / "sales.csv", rows, "%d", ",", header=",".join(["week", *names]), comments="")
+    days = np.datetime64("2023-01-02") + 7 * np.arange(n_weeks)
+    rows = np.column_stack([days.astype(str), 1 + np.arange(n_weeks) % 52, sales.astype(int)])
+    np.savetxt(folder / "sales.csv", rows, "%s", ",", header=",".join(["date", "week", *names]), comments="")
     costs = [f"{name},{rng.uniform(0.5, 1.5):.2f},{rng.uniform(5, 12):.2f}" for name in names]
     (folder / "costs.csv").write_text("\n".join(["item,holding_cost,underage_cost", *costs]) + "\n")
     return ["--data", str(folder / "sales.csv"), "--costs", str(folder / "costs.csv")]

@@ -46,8 +46,9 @@ def money(judgement: Judgement) -> go.Figure:
             for kind, colour in zip(kinds, KINDS, strict=False)
         ]
     )
-    label = {"annotation_text": "perfect information", "annotation_position": "bottom"}
-    figure.add_vline(x=judgement.bound, line_dash="dash", line_color=DEMAND, **label)
+    line = {"dash": "dash", "color": DEMAND}
+    ends = [judgement.bound] * 2
+    figure.add_trace(go.Scatter(x=ends, y=[names[0], names[-1]], mode="lines", name="perfect information", line=line))
     figure.update_layout(barmode="stack", xaxis_title=f"cost per {judgement.problem.unit}", yaxis_autorange="reversed")
     return _styled(figure, 130 + 42 * len(names))
 
