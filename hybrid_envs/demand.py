@@ -63,9 +63,7 @@ def sales_windows(
         angle = column if cycle is None else 2 * np.pi * column / cycle
         features.append(column[:, None] if cycle is None else np.column_stack([np.sin(angle), np.cos(angle)]))
     known = np.concatenate(features, axis=1)
-    ends = split_ends(len(sales), split_shares)
-    part = SPLITS.index(split) if split is not None else None
-    first, last = (0, len(sales)) if part is None else (ends[part], ends[part + 1])
+    first, last, known_until = part_of_split(len(sales), split, split_shares)
     starts = np.arange(max(first, history), last - horizon + 1)
     if not len(starts):
         of = "rows" if split is None else f"rows of {split!r}"
@@ -83,7 +81,7 @@ def sales_windows(
         demand[:, history:],
         demand[:, :history][:, ::-1],
         known[rows[:, history:]],
-        mean_sales(sales[rows[:, history:]] if split is None else sales[None, : ends[1]]),
+        mean_sales(sales[rows[:, history:]] if split is None else sales[None, :known_until]),
         file.items,
     )
 
@@ -101,6 +99,22 @@ def check_calendar(calendar: Mapping[str, float | None] | None) -> dict[str, flo
         if cycle is not None:
             check_array(f"calendar[{name!r}]", cycle, (), above=0.0)
     return dict(calendar)
+
+
+def part_of_split(n_periods: int, split: str | None, shares: Sequence[float]) -> tuple[int, int, int]:
+    """
+    :param split: one of :data:`SPLITS`, or ``None`` for all periods
+    :return: the first period of the part, the one after its last, and where ends what may be known beforehand: the training
+        part, or without a split all of it
+    :raises ValueError: for another split, and unless the shares are three positive numbers that add up to 1
+    """
+    ends = split_ends(n_periods, shares)
+    if split is None:
+        return 0, n_periods, n_periods
+    if split not in SPLITS:
+        raise ValueError(f"split must be None or one of {', '.join(map(repr, SPLITS))}, got {split!r}")
+    part = SPLITS.index(split)
+    return ends[part], ends[part + 1], ends[1]
 
 
 def split_ends(n_periods: int, shares: Sequence[float]) -> list[int]:
@@ -202,8 +216,6 @@ def read_demand(
     check_count("history", history, minimum=0)
     if n_items is not None:
         check_count("n_items", n_items)
-    if split is not None and split not in SPLITS:
-        raise ValueError(f"split must be None or one of {', '.join(map(repr, SPLITS))}, got {split!r}")
     windows: Windows | None = None
     if isinstance(demand, str) and demand in distributions:
         source = demand

@@ -22,6 +22,8 @@ MIN_ORDER, TRUCK_CAPACITY, TRUCK_COST, DISCOUNT_QUANTITY = 10.0, 24.0, 10.0, 30.
 """The defaults, for each item; about 10 units of it are demanded in a period."""
 
 
+OF_WAREHOUSE = ("history", "calendar", "split", "split_shares", "dates", "resampled", "costs", "starting_stock")
+"""Arguments that are passed on to :class:`HybridInventoryEnv`: how a file of sales is read, and what there is at the start."""
 RENDER_MODE = inspect.Parameter("render_mode", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=str | None)
 
 
@@ -48,7 +50,11 @@ class ProcurementProblem(BoxProblem[StockState]):
         horizon: int = 100,
         demand: str | Path | np.ndarray = "poisson",
         instances: Table | None = None,
+        **of_warehouse: Any,
     ):
+        for name in of_warehouse:
+            if name not in OF_WAREHOUSE:
+                raise TypeError(f"{type(self).__name__} has no argument {name!r}")
         self.warehouse = HybridInventoryEnv(
             n_items,
             mean_demand=mean_demand,
@@ -59,6 +65,7 @@ class ProcurementProblem(BoxProblem[StockState]):
             horizon=horizon,
             demand=demand,
             instances=instances,
+            **of_warehouse,
         )
         if self.warehouse.itemised:
             raise ValueError(
@@ -173,7 +180,8 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
 
     ## Observation Space
     ``Box(-inf, inf, (n_items * lead_time + 3 * n_items,))``: on-hand and pipeline stock divided by the item's mean demand,
-    then underage costs u, holding costs h and mean demands μ. It holds no clock.
+    then underage costs u, holding costs h and mean demands μ. It holds no clock. What ``history`` and ``calendar``
+    let a policy see follows.
 
     ## Dynamics
     As in ``HybridInventory-v0`` with backlog: an order is placed before the period's demand D is seen and is on hand
@@ -186,7 +194,7 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
     mean cost per item and period, the first 16 periods left out.
 
     ## Starting State
-    Nothing on hand, nothing on order.
+    Nothing on hand unless there is a ``starting_stock``, nothing on order.
 
     ## Episode End
     Truncated after ``horizon`` periods; never terminated.
@@ -211,6 +219,8 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
     :param demand: ``"poisson"``, ``"normal"`` (truncated at 0, of standard deviation √μ), an array of scenarios of shape
         ``(scenarios, periods, n_items)``, or the path of a CSV file with a header of item names and one row per period
     :param instances: a table with one row for each product, as in ``HybridInventory-v0``; μ, h and u may also be distributions
+    :param history: like ``calendar``, ``split``, ``split_shares``, ``dates``, ``resampled``, ``costs`` and ``starting_stock``
+        that of ``HybridInventory-v0``
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
 
@@ -225,8 +235,12 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
 
     problem: ProcurementProblem
     # what ``arguments`` may hold, for help() and for whoever looks for a misspelt name
-    __signature__ = inspect.signature(ProcurementProblem).replace(
-        parameters=[*inspect.signature(ProcurementProblem).parameters.values(), RENDER_MODE]
+    __signature__ = inspect.Signature(
+        [
+            *list(inspect.signature(ProcurementProblem).parameters.values())[:-1],
+            *(inspect.signature(HybridInventoryEnv).parameters[name] for name in OF_WAREHOUSE),
+            RENDER_MODE,
+        ]
     )
 
     def __init__(self, n_items: int | None = None, *, render_mode: str | None = None, **arguments: Any):

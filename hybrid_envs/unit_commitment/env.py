@@ -1,5 +1,6 @@
 """Unit commitment: which generators of a microgrid to run, at what output, and what to do with the battery."""
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -96,6 +97,9 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
     :param renewable_share: the sun's output at noon, as a share of ``peak_demand``; 0.4 unless given
     :param series: instead of the generated day, the path of a CSV file with columns hour, demand, renewables (one row an hour,
         without gaps), or an array of demand and renewables from midnight on, shape ``(hours, 2)``; scenarios are its days
+    :param split: ``"train"``, ``"validation"`` or ``"test"``: days of the first, second or third part of the series alone;
+        means, standard deviations and persistence are then those of the first
+    :param split_shares: the shares of the parts
     :param horizon: T, hours of an episode
     :param render_mode: ``None`` or ``"rgb_array"``
     :raises ValueError: naming the argument, its value and what is allowed
@@ -125,6 +129,8 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
         peak_demand: float | None = None,
         renewable_share: float | None = None,
         series: str | Path | np.ndarray | None = None,
+        split: str | None = None,
+        split_shares: Sequence[float] = (0.6, 0.2, 0.2),
         horizon: int = HOURS,
         render_mode: str | None = None,
     ):
@@ -136,11 +142,13 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
                 0.4 if renewable_share is None else float(check_array("renewable_share", renewable_share, (), at_least=0.0))
             )
             self.net_load = generated_net_load(peak_demand, share)
+            if split is not None:
+                raise ValueError(f"split = {split!r} is of series, and there are none")
         else:
             for name, value in (("peak_demand", peak_demand), ("renewable_share", renewable_share)):
                 if value is not None:
                     raise ValueError(f"{name} = {value} is for the generated day, not for series")
-            self.net_load = recorded_net_load(series, horizon)
+            self.net_load = recorded_net_load(series, horizon, split, split_shares)
         self.params = make_microgrid(
             n_generators,
             self.net_load.peak,

@@ -2,11 +2,13 @@
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from hybrid_envs.demand import part_of_split
 from hybrid_envs.sales import read_sales_file
 
 HOURS = 24
@@ -56,12 +58,20 @@ def generated_net_load(peak_demand: float, renewable_share: float) -> NetLoad:
     return NetLoad(demand - renewables, np.hypot(DEMAND_ERROR * demand, RENEWABLE_ERROR * renewables), persistence=PERSISTENCE)
 
 
-def recorded_net_load(series: str | Path | np.ndarray, horizon: int) -> NetLoad:
+def recorded_net_load(
+    series: str | Path | np.ndarray,
+    horizon: int,
+    split: str | None = None,
+    split_shares: Sequence[float] = (0.6, 0.2, 0.2),
+) -> NetLoad:
     """
     :param series: a CSV file with the columns hour, demand and renewables and one row per hour, none left out; or an array of
         shape ``(hours, 2)``, demand and renewables from midnight on
     :param horizon: length of a scenario; each begins at midnight of another day
-    :return: means, standard deviations and persistence are those of the record
+    :param split: ``"train"``, ``"validation"`` or ``"test"``: scenarios from the first, second or third part of the record;
+        ``None`` for all of it
+    :param split_shares: of the three parts
+    :return: means, standard deviations and persistence are those of the record, where there is a split those of its first part
     :raises ValueError: naming the row and column of a missing, non-numeric, non-finite or negative cell, a gap in the hours,
         wrong columns, and records without a whole scenario
     """
@@ -81,17 +91,22 @@ def recorded_net_load(series: str | Path | np.ndarray, horizon: int) -> NetLoad:
             raise ValueError(f"series[{t}, {column}] = {values[t, column]}: {COLUMNS[1 + column]} must be finite and >= 0")
         record = np.column_stack([np.arange(len(values)) % HOURS, values])
     hour, net = record[:, 0].astype(int), record[:, 1] - record[:, 2]
-    starts = np.flatnonzero((hour == 0) & (np.arange(len(net)) + horizon <= len(net)))
-    if not len(starts) or len(net) < HOURS:
+    first, last, known = part_of_split(len(net), split, split_shares)
+    begin = np.arange(len(net))
+    starts = np.flatnonzero((hour == 0) & (begin >= first) & (begin + horizon <= last))
+    if not len(starts) or known < HOURS:
+        of = "rows" if split is None else f"rows of {split!r}"
         raise ValueError(
-            f"{source}: {len(net)} rows hold no {max(horizon, HOURS)} hours from midnight on, horizon = {horizon}"
+            f"{source}: {last - first} {of} hold no {max(horizon, HOURS)} hours from midnight on, horizon = {horizon}"
         )
-    mean, std = (np.array([statistic(net[hour == h]) for h in range(HOURS)]) for statistic in (np.mean, np.std))
+    past, past_hour = net[:known], hour[:known]
+    mean, std = (np.array([statistic(past[past_hour == h]) for h in range(HOURS)]) for statistic in (np.mean, np.std))
     deviation = (net - mean[hour]) / np.where(std > 0, std, 1.0)[hour]
     if mean.max() <= 0:
         raise ValueError(f"{source}: the highest mean net load is {mean.max():g} in hour {mean.argmax()}; it must be > 0")
-    power = float((deviation**2).mean())
-    persistence = float(np.clip((deviation[1:] * deviation[:-1]).mean() / power, 0.0, 0.999)) if power > 0 else 0.0
+    then = deviation[:known]
+    power = float((then**2).mean())
+    persistence = float(np.clip((then[1:] * then[:-1]).mean() / power, 0.0, 0.999)) if power > 0 else 0.0
     days = deviation[starts[:, None] + np.arange(horizon)]
     surprises = np.column_stack([days[:, 0], days[:, 1:] - persistence * days[:, :-1]])
     return NetLoad(mean, std, persistence, recorded=surprises)

@@ -161,6 +161,22 @@ def test_a_file_of_products_is_the_same_as_its_columns(tmp_path):
     assert torch.equal(states[0].instance, states[1].instance) and torch.equal(states[0].instance, states[2].instance)
 
 
+def test_the_first_period_begins_with_stock_in_periods_of_each_items_demand():
+    env = HybridInventoryEnv(
+        2, mean_demand=Uniform([5.0, 50.0], [10.0, 90.0]), starting_stock={"uniform": [1.0, 3.0]}, lead_time=3
+    )
+    state, _ = drawn(env, 4000)
+    periods = state.stock[:, 0] / env.parameter("mean_demand", state)
+    assert (state.stock[:, 1:] == 0).all() and (periods >= 1).all() and (periods <= 3).all()
+    np.testing.assert_allclose(periods.mean(dim=0), 2.0, atol=0.05)
+    np.testing.assert_allclose(np.cov(periods.T.numpy()), np.eye(2) / 3, atol=0.03)
+    state, _ = drawn(HybridInventoryEnv(2, mean_demand=[5.0, 8.0], starting_stock=[0.0, 2.5]))
+    assert state.stock[:, 0].tolist() == [[0.0, 20.0]] * 5
+    empty, demand = drawn(HybridInventoryEnv(2))
+    assert (empty.stock == 0).all()  # and demand is what it was before there was the argument
+    torch.testing.assert_close(demand, HybridInventoryEnv(2).sample_noise(5, torch.Generator().manual_seed(0)), rtol=0, atol=0)
+
+
 def test_yaml_can_say_it_too():
     said = yaml.safe_load("{underage_cost: {uniform: [6.3, 11.7]}, mean_demand: {uniform: [[6, 7], 14]}, n_items: 2}")
     plain, typed = (
@@ -192,6 +208,8 @@ def test_yaml_can_say_it_too():
         ({"instances": {"mean_demand": [1.0, np.nan]}}, r"instances\['mean_demand'\]\[1\] = nan: must be finite and > 0"),
         ({"instances": {"mean_demand": [1.0], "holding_cost": [1.0, 2.0]}}, r"equally long, got .*'holding_cost': 2"),
         ({"instances": {"item": ["a"]}}, r"instances: no column is an argument"),
+        ({"starting_stock": -1.0}, r"starting_stock: low = -1.0: must be finite and >= 0"),
+        ({"n_items": 2, "starting_stock": {"uniform": [[0, 0, 0], 1]}}, r"starting_stock must be .* shape \(2,\), got"),
         ({"instances": 3}, r"instances must be the path of a CSV file or columns by name, got 3"),
         ({"n_items": 2, "instances": {"fixed_cost": [9.0]}}, r"fixed_cost is not an item's; .* got n_items = 2"),
         ({"underage_cost": 9.0, "instances": TABLE}, r"underage_cost = 9.0 is given beside the column 'underage_cost'"),

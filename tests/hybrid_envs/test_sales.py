@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+import torch
 
-from hybrid_envs import HybridInventoryEnv
+from hybrid_envs import HybridInventoryEnv, HybridProcurementEnv, check_hybrid_env
 from hybrid_envs.resampling import resample, seasonal_level
 from hybrid_envs.sales import read_sales_file
 
@@ -176,3 +177,29 @@ def test_resampled_sales_keep_their_season_and_what_stays_together():
     neighbours = np.corrcoef(relative[:, 20], relative[:, 21])[0, 1]
     assert 0.5 < neighbours < 0.95  # seven of eight neighbours are of one block, and most of those alike
     assert abs(np.corrcoef(relative[:, 20], relative[:, 40])[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("split", [None, "train", "test"])
+def test_procurement_reads_the_file_as_joint_replenishment_does(write, split):
+    weeks = np.datetime64("2024-01-01") + 7 * np.arange(40)
+    rows = [f"{week},{k},{k % 7},{k % 5}" for k, week in enumerate(weeks)]
+    common = {
+        "demand": write("sales.csv", "\n".join(["date,week,nails,glue", *rows]) + "\n"),
+        "costs": write("costs.csv", COSTS),
+        "dates": "date",
+        "calendar": {"week": 52},
+        "history": 2,
+        "horizon": 6,
+        "split": split,
+        "starting_stock": {"uniform": [0.0, 3.0]},
+    }
+    bought, ordered = HybridProcurementEnv(**common), HybridInventoryEnv(**common)
+    (state, demand), (same, same_demand) = (
+        env.sample_scenarios(20, torch.Generator().manual_seed(0)) for env in (bought, ordered)
+    )
+    torch.testing.assert_close(demand, same_demand, rtol=0, atol=0)
+    torch.testing.assert_close(bought.observation(state), ordered.observation(same), rtol=0, atol=0)
+    assert state.stock[:, 0].min() >= 0 and state.stock[:, 0].max() > 0
+    check_hybrid_env(bought)
+    with pytest.raises(TypeError, match="no argument 'lost_sales'"):
+        HybridProcurementEnv(lost_sales=True)

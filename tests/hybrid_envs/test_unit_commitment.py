@@ -154,6 +154,20 @@ def csv_lines(first_hour=0, rows=72):
     return ["hour,demand,renewables", *(f"{(first_hour + k) % 24},{50 + k % 7},{k % 5}" for k in range(rows))]
 
 
+@pytest.mark.parametrize(("split", "days"), [("train", range(6)), ("validation", range(6, 8)), ("test", range(8, 10))])
+def test_parts_of_a_record_are_days_apart_measured_by_the_first(split, days):
+    record = np.random.default_rng(1).uniform(40, 60, (240, 2)) * [2, 1]
+    record[24 * 6 :] *= 3  # what came later must not be known
+    env = HybridUnitCommitmentEnv(series=record, split=split)
+    net = (record[:, 0] - record[:, 1]).reshape(10, 24)
+    np.testing.assert_allclose(env.net_load.mean, net[:6].mean(axis=0))
+    np.testing.assert_allclose(env.net_load.std, net[:6].std(axis=0))
+    z = (net[days] - net[:6].mean(axis=0)) / net[:6].std(axis=0)
+    surprises = np.column_stack([z[:, 0], z[:, 1:] - env.net_load.persistence * z[:, :-1]])
+    np.testing.assert_allclose(env.net_load.recorded, surprises)
+    assert env.net_load.persistence == HybridUnitCommitmentEnv(series=record, split="train").net_load.persistence
+
+
 def test_a_csv_file_is_read_from_its_first_midnight_on(tmp_path):
     path = tmp_path / "site.csv"
     path.write_text("\n".join(csv_lines(first_hour=22)) + "\n")
@@ -371,6 +385,10 @@ def test_a_bad_argument_of_free_commitments_is_named(kwargs, message):
         ({"series": np.ones((24, 2))}, r"series: the highest mean net load is 0 in hour 0; it must be > 0"),
         ({"series": one_day(10), "horizon": 30}, r"series: 24 rows hold no 30 hours from midnight on, horizon = 30"),
         ({"horizon": 0}, r"horizon must be an integer >= 1, got 0"),
+        ({"split": "test"}, r"split = 'test' is of series, and there are none"),
+        ({"series": one_day(10), "split": "tset"}, r"split must be None or one of 'train', 'validation', 'test', got 'tset'"),
+        ({"series": one_day(10), "split": "test"}, r"series: 5 rows of 'test' hold no 24 hours from midnight on"),
+        ({"series": one_day(10), "split": "test", "split_shares": [0.5, 0.5]}, r"split_shares must .*shape \(3,\)"),
     ],
 )
 def test_a_bad_argument_is_named_with_its_value(kwargs, message):
