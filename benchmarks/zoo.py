@@ -9,6 +9,7 @@ import numpy as np
 import yaml
 from scipy import stats
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+from torch import nn
 
 import hybrid_envs  # noqa: F401  registers the environments
 from hybrid_envs.core import HybridEnv
@@ -33,7 +34,10 @@ def read_config(algo: str, env_id: str, entry: str | None = None) -> dict[str, A
         entry = env_id if env_id in config else "default"
     if entry not in config:
         raise ValueError(f"zoo_configs/{algo}.yml has no entry {entry!r}; it has {', '.join(config)}")
-    return dict(config[entry])
+    hyperparams = dict(config[entry])
+    if isinstance(hyperparams.get("policy_kwargs"), str):  # as the RL Zoo reads it: with classes, which YAML does not know
+        hyperparams["policy_kwargs"] = eval(hyperparams["policy_kwargs"], {"nn": nn})
+    return hyperparams
 
 
 @dataclass

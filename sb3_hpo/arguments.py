@@ -114,6 +114,7 @@ ALLOWED = {
     "squash_output": SWITCH,
     "autoregressive": SWITCH,
     "points_see_regime": SWITCH,
+    "linear_laws": COUNT,
     # optimizer_kwargs
     "eps": Allowed(float, 0),
     "weight_decay": Allowed(float, 0),

@@ -282,6 +282,7 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "net_arch": model.policy.net_arch,
         "linear_path": ", ".join(model.policy.linear_path),
         "quadratic_path": ", ".join(model.policy.quadratic_path),
+        "linear_laws": model.policy.linear_laws,
     }
     values: dict[str, float | str] = {name: float(getattr(model, name)) for name in numbers}
     values["pathwise_weight"] = float(getattr(model, "pathwise_weight", 0.0))

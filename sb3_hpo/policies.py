@@ -13,6 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 from torch.nn import functional as F
 
+from hybrid_envs.checks import check_count
 from hybrid_envs.spaces import append_mask, box_bounds, factors_of, feasible_actions, split_hybrid_space, split_mask, unpack
 from sb3_hpo.distributions import Coupling, HybridDistribution, RegimeDistribution, mask_tensor
 
@@ -109,6 +110,9 @@ class Tanh(nn.Tanh):
 QUADRATIC_FLOOR = 0.1
 """Root mean square of the features below which a quadratic path is quadratic, and above which it grows as they do."""
 
+LAW_SPREAD = 0.02
+"""Standard deviation of the weights of several linear laws when training begins."""
+
 
 class QuadraticPath(nn.Module):
     """
@@ -129,6 +133,30 @@ class QuadraticPath(nn.Module):
         return self.output(self.directions(features).square() / size)
 
 
+class LawMixture(nn.Module):
+    """
+    Σ_k g_k W_k f with gates g = softmax(G h + q(f)), q a :class:`QuadraticPath`: a few linear laws, and where each of them
+    holds. Of this kind are optimal controls of switched linear systems: a linear law for each sequence of modes to come, and
+    quadratic forms that choose among sequences.
+
+    :param features_dim: d, the length of f
+    :param hidden_size: length of h, which the hidden layers have made of f
+    :param output_size: length of the output
+    :param n_laws: K
+    """
+
+    def __init__(self, features_dim: int, hidden_size: int, output_size: int, n_laws: int):
+        super().__init__()
+        self.gate = nn.Linear(hidden_size, n_laws)
+        self.quadratic = QuadraticPath(features_dim, n_laws)
+        self.laws = nn.Linear(features_dim, n_laws * output_size, bias=False)
+        self.n_laws = n_laws
+
+    def forward(self, features: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        gates = torch.softmax(self.gate(hidden) + self.quadratic(features), dim=1)
+        return torch.einsum("bk,bko->bo", gates, self.laws(features).unflatten(1, (self.n_laws, -1)))
+
+
 class Component(nn.Module):
     """
     One of the three networks: features extractor, hidden layers, output; if asked for, with a linear and a quadratic path
@@ -142,6 +170,7 @@ class Component(nn.Module):
     :param linear_path: whether to add a linear function of the features to the output
     :param quadratic_path: whether to add a :class:`QuadraticPath` to it
     :param further_inputs: how many numbers are appended to the features
+    :param n_laws: if there is a linear path, and they are several, to add a :class:`LawMixture` of so many to it
     """
 
     def __init__(
@@ -153,14 +182,17 @@ class Component(nn.Module):
         linear_path: bool,
         quadratic_path: bool = False,
         further_inputs: int = 0,
+        n_laws: int = 1,
     ):
         super().__init__()
         self.extractor = extractor
         n_inputs = extractor.features_dim + further_inputs
         activation_fn = Tanh if activation_fn is nn.Tanh else activation_fn
         self.hidden = nn.Sequential(*create_mlp(n_inputs, -1, hidden, activation_fn))
-        self.output = nn.Linear(hidden[-1] if hidden else n_inputs, output_size)
+        hidden_size = hidden[-1] if hidden else n_inputs
+        self.output = nn.Linear(hidden_size, output_size)
         self.linear = nn.Linear(n_inputs, output_size, bias=False) if linear_path else None
+        self.mixture = LawMixture(n_inputs, hidden_size, output_size, n_laws) if linear_path and n_laws > 1 else None
         self.quadratic = QuadraticPath(n_inputs, output_size) if quadratic_path else None
         self.mean: torch.Tensor
         self.std: torch.Tensor
@@ -168,9 +200,12 @@ class Component(nn.Module):
         self.register_buffer("std", torch.tensor(1.0))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        raw = self.output(self.hidden(features))
+        hidden = self.hidden(features)
+        raw = self.output(hidden)
         if self.linear is not None:
             raw = torch.addmm(raw, features, self.linear.weight.T)
+        if self.mixture is not None:
+            raw = raw + self.mixture(features, hidden)
         if self.quadratic is not None:
             raw = raw + self.quadratic(features)
         return torch.addcmul(self.mean, self.std, raw)
@@ -179,8 +214,9 @@ class Component(nn.Module):
         """
         :return: the layers whose outputs add up to the raw output; the first has the bias
         """
+        laws = None if self.mixture is None else self.mixture.laws
         quadratic = None if self.quadratic is None else self.quadratic.output
-        return [layer for layer in (self.output, self.linear, quadratic) if layer is not None]
+        return [layer for layer in (self.output, self.linear, laws, quadratic) if layer is not None]
 
     @torch.no_grad()
     def rescale(self, mean: float, std: float) -> None:
@@ -220,9 +256,10 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         given, in HPO's policy the continuous one
     :param quadratic_path: the networks that have a :class:`QuadraticPath` beside their hidden layers; none unless given. Of
         use to ``discrete`` and ``value`` where costs are quadratic and the state has many dimensions
+    :param linear_laws: with more than one, linear paths mix so many (:class:`LawMixture`)
     :param log_std_init: initial logarithm of the standard deviation of b
     :param kwargs: SB3's ``ActorCriticPolicy`` arguments
-    :raises ValueError: for network names other than these three
+    :raises ValueError: for network names other than these three, and less than one law
     """
 
     stochastic_point = True
@@ -243,6 +280,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         net_arch: list[int] | dict[str, list[int]] | None = None,
         linear_path: Sequence[str] | None = None,
         quadratic_path: Sequence[str] = (),
+        linear_laws: int = 1,
         log_std_init: float = 0.0,
         **kwargs: Any,
     ):
@@ -265,6 +303,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
             if not set(names) <= set(COMPONENTS):
                 raise ValueError(f"{argument} must name some of {COMPONENTS}, got {tuple(names)}")
         self.linear_path, self.quadratic_path = tuple(linear_path), tuple(quadratic_path)
+        self.linear_laws = check_count("linear_laws", linear_laws)
         # SB3 knows no Tuple: it is shown the Box, and what it builds from that is overridden here.
         super().__init__(observation_space, box, lr_schedule, net_arch=net_arch, log_std_init=log_std_init, **kwargs)
         self.action_space = action_space
@@ -286,6 +325,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
                 linear_path=name in self.linear_path,
                 quadratic_path=name in self.quadratic_path,
                 further_inputs=self.factors.total if self.conditioned and name == "continuous" else 0,
+                n_laws=self.linear_laws,
             )
             if self.ortho_init:
                 component.apply(partial(self.init_weights, gain=np.sqrt(2)))
@@ -293,6 +333,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
                     self.init_weights(layer, gain=gains[name])
                 if component.quadratic is not None:  # begins as almost nothing, in the value too
                     self.init_weights(component.quadratic.output, gain=0.01)
+            if component.mixture is not None:  # laws that are alike would learn alike
+                nn.init.normal_(component.mixture.laws.weight, std=LAW_SPREAD)
             self.components[name] = component
         self.tower = Tower(self.action_bounds, self.action_scale)
         self.coupling = Coupling(self.factors) if self.autoregressive else None
@@ -321,7 +363,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         data = super()._get_constructor_parameters()
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
-        networks = ("autoregressive", "points_see_regime", "linear_path", "quadratic_path")
+        networks = ("autoregressive", "points_see_regime", "linear_path", "quadratic_path", "linear_laws")
         own = ("action_bounds", "action_scale", "observation_scale", *networks)
         factors = {"factor_of": self.factors.factor_of, "active_limits": self.factors.active_limits}
         return data | {name: getattr(self, name) for name in own} | factors
