@@ -1,15 +1,18 @@
 """Search at decision time: what a trained policy would do, unless the simulator knows better."""
 
 import time
+from collections import deque
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3.common.type_aliases import Schedule
 
 from hybrid_envs.checks import check_count, to_numpy
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.spaces import HybridAction
+from sb3_hpo.arguments import make_schedule
 from sb3_hpo.hpo import HPO
 from sb3_hpo.simulation import Episode, align_rows, point_geometry, points, regime_distribution, repeat_mask, repeat_rows
 
@@ -19,6 +22,12 @@ ROWS_AT_ONCE = 2**14
 """Of simulated futures."""
 STEP = 0.05
 """Of the points' refinement, in units of ``action_scale``."""
+REMEMBERED, LESSON_ROWS, LESSON_STEPS = 10, 1_000, 60
+"""Of teaching: rounds that are learned from, the present one and those before it; states in a step; steps in a round."""
+EXPLORE = 0.1
+"""The entropy's weight at first: what the policy is sure of, it would not learn to do otherwise."""
+STRAY = 0.05
+"""How often, in every other round, a regime is drawn: what is learned holds a little beside the policy's own path too."""
 
 
 class Lookahead:
@@ -110,25 +119,101 @@ class Lookahead:
             decisions.append(self._decide(part, noise.unflatten(1, (batch, self.n_scenarios))[:, rows], deadline))
         return HybridAction(*(torch.cat(parts) for parts in zip(*decisions, strict=True)))
 
+    def teach(self, rounds: int = 20, n_episodes: int = 64, learning_rate: float | str | Schedule = "lin_1e-3") -> None:
+        """
+        Teach the model what the search finds: its discrete network is trained to choose, in the states that it comes by, the
+        regimes that return most when the policy goes on from there (expert iteration, Anthony et al. 2017; here with the
+        return of every alternative, so that a regime that is almost as good costs almost nothing). Each round plays new
+        episodes, and learns from those of the last few rounds. In each, the futures are the episode's own noise.
+
+        The points are left as they are; ``model.learn()`` goes on with both.
+
+        :param rounds: of playing and learning
+        :param n_episodes: of each round
+        :param learning_rate: of Adam; a number, a schedule, or such as ``"lin_1e-3"``, falling to 0
+        :raises ValueError: naming the argument, its value and what is allowed
+        """
+        check_count("rounds", rounds)
+        check_count("n_episodes", n_episodes)
+        rate = make_schedule("learning_rate", learning_rate)
+        network = self.model.policy.component("discrete")
+        optimizer = torch.optim.Adam(network.parameters(), lr=rate(1.0))
+        lessons: deque[tuple[torch.Tensor, ...]] = deque(maxlen=REMEMBERED)
+        for done in range(rounds):
+            optimizer.param_groups[0]["lr"] = rate(1 - done / rounds)
+            lessons.append(self._lesson(n_episodes, stray=STRAY if done % 2 else 0.0))
+            obs, mask, regime, gains = (torch.cat(parts) for parts in zip(*lessons, strict=True))
+            scale = gains.abs().mean() + 1e-8
+            for _ in range(LESSON_STEPS):
+                rows = torch.randint(len(obs), (LESSON_ROWS,), generator=self.generator, device=obs.device)
+                policy = regime_distribution(self.env, self.model.policy, obs[rows], mask[rows]).given(regime[rows])
+                expected = (policy.probs * gains[rows]).flatten(1).sum(dim=1)
+                optimizer.zero_grad()
+                (-expected.mean() / scale - EXPLORE * (1 - done / rounds) * policy.entropy().mean()).backward()
+                optimizer.step()
+
+    @torch.no_grad()
+    def _lesson(self, n_episodes: int, stray: float) -> tuple[torch.Tensor, ...]:
+        """
+        Play some episodes, and try every regime in the states on the way.
+
+        :param stray: how often the regime is drawn from the policy, instead of its likeliest
+        :return: observations; masks of regimes, flat; the likeliest regimes; how much more each regime returns, or of several
+            factors each regime of each, shape ``(batch, J)`` or ``(batch, m, J)``
+        """
+        env, policy = self.env, self.model.policy
+        start, noise = env.sample_scenarios(n_episodes, self.generator)
+        episode, found = Episode(env, start), []
+        size = max(1, ROWS_AT_ONCE // (1 + sum(size - 1 for size in env.factors.sizes)))
+        for age in range(env.horizon):
+            if not episode.alive.any():
+                break
+            state, mask = episode.state, episode.mask(age)
+            obs = env.observation(state)
+            regimes = regime_distribution(env, policy, obs, mask)
+            own = regimes.mode()
+            gains = []
+            for rows in episode.alive.nonzero().flatten().split(size):
+                of_rows = type(state)(*(field[rows] for field in state))
+                gains.append(self._tried(of_rows, noise[:, rows].unsqueeze(2))[1][:, :, 0])
+            alive = episode.alive
+            allowed = torch.ones(len(obs), env.factors.total, dtype=torch.bool, device=env.device) if mask is None else mask
+            by_regime = env.factors.of_deviations(torch.cat(gains), own[alive])
+            found.append((obs[alive], allowed[alive], own[alive], by_regime))
+            strays = torch.rand(n_episodes, generator=self.generator, device=env.device) < stray
+            x = torch.where(align_rows(strays, own), regimes.sample(self.generator), own)
+            result = env.step_torch(state, HybridAction(x, points(env, policy, obs, x)), noise[age])
+            episode.advance(result.state, result.reward, age)
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
     def _decide(self, state: Any, noise: torch.Tensor, deadline: float) -> HybridAction:
         """
         :param noise: of the futures of each state, shape ``(T, batch, n_scenarios, ...)``
         """
-        env, policy = self.env, self.model.policy
-        batch = len(state.period)
+        env = self.env
         with torch.no_grad():
-            obs, mask = env.observation(state), env.regime_mask(state) if env.masks_regimes else None
-            likeliest = regime_distribution(env, policy, obs, mask).mode()
-            tried = env.factors.deviations(likeliest)  # (batch, D) or (batch, D, m), the policy's own first
-            n_tried = tried.shape[1]
-            first = tried.flatten(0, 1)
-            allowed = align_rows(env.factors.permits(first, repeat_mask(mask, n_tried)), first)
-            first = torch.where(allowed, first, likeliest.repeat_interleave(n_tried, dim=0))
-            returns = self._returns(repeat_rows(state, n_tried), first, noise, n_tried)
-            best = self._gain(returns - returns[:, :1]).argmax(dim=1)
-            regime = first.unflatten(0, (batch, n_tried))[torch.arange(batch, device=env.device), best]
-            point = points(env, policy, obs, regime)
+            tried, gains = self._tried(state, noise)
+            best = self._gain(gains).argmax(dim=1)
+            regime = tried[torch.arange(len(tried), device=env.device), best]
+            point = points(env, self.model.policy, env.observation(state), regime)
         return HybridAction(regime, self._refined(state, regime, noise, deadline) if self.refinements else point)
+
+    def _tried(self, state: Any, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        :param noise: of the futures of each state, shape ``(T, batch, n_scenarios, ...)``
+        :return: regimes, shape ``(batch, D)`` or ``(batch, D, m)``, the policy's own first, which also stands for those that
+            are not allowed; how much more each returns than that, shape ``(batch, D, n_scenarios)``
+        """
+        env = self.env
+        obs, mask = env.observation(state), env.regime_mask(state) if env.masks_regimes else None
+        likeliest = regime_distribution(env, self.model.policy, obs, mask).mode()
+        tried = env.factors.deviations(likeliest)
+        n_tried = tried.shape[1]
+        first = tried.flatten(0, 1)
+        allowed = align_rows(env.factors.permits(first, repeat_mask(mask, n_tried)), first)
+        first = torch.where(allowed, first, likeliest.repeat_interleave(n_tried, dim=0))
+        returns = self._returns(repeat_rows(state, n_tried), first, noise, n_tried)
+        return first.view_as(tried), returns - returns[:, :1]
 
     def _gain(self, difference: torch.Tensor) -> torch.Tensor:
         """
@@ -177,7 +262,7 @@ class Lookahead:
         :param shift: of the points of each period, shape ``(batch * n_tried, depth, n)``, in units of ``action_scale``
         :return: discounted sums of rewards and the value behind them, shape ``(batch, n_tried, n_scenarios)``
         """
-        env, policy, gamma, count = self.env, self.model.policy, self.model.gamma, self.n_scenarios
+        env, policy, gamma, count = self.env, self.model.policy, self.model.gamma, noise.shape[2]
         futures = noise.unsqueeze(2).expand(-1, -1, n_tried, *noise.shape[2:]).flatten(1, 3)
         rows = torch.arange(futures.shape[1], device=env.device)
         episode = Episode(env, repeat_rows(state, count))

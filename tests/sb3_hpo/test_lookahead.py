@@ -17,8 +17,8 @@ from tests.factored import BreweryEnv
 from tests.masked import KilnEnv
 
 
-def trained(env, iterations=5, **kwargs):
-    model = HPO("MlpPolicy", env, n_scenarios=8, seed=0, policy_kwargs={"net_arch": [16]}, **kwargs)
+def trained(env, iterations=5, networks=None, **kwargs):
+    model = HPO("MlpPolicy", env, n_scenarios=8, seed=0, policy_kwargs=networks or {"net_arch": [16]}, **kwargs)
     return model.learn(iterations * 8 * env.horizon)
 
 
@@ -51,6 +51,21 @@ def test_refined_points_are_those_of_the_closed_form():
     assert torch.allclose(point, best, atol=0.02 * float(best.abs().max()))
 
 
+def test_a_plant_costs_less_when_the_network_has_learned_what_the_search_finds(plant, tmp_path):
+    env, _ = plant
+    model = trained(env, networks={"net_arch": [32], "quadratic_path": ["discrete"]})
+    model.save(tmp_path / "model")
+    taught = [HPO.load(tmp_path / "model", env=env) for _ in range(2)]
+    before, searched = (
+        evaluate(env, policy, 200, seed=1).mean() for policy in (model, Lookahead(model, env, n_scenarios=1, refinements=0))
+    )
+    for one in taught:
+        Lookahead(one, env, seed=2).teach(rounds=10, n_episodes=50, learning_rate="lin_1e-2")
+    assert evaluate(env, taught[0], 200, seed=1).mean() < before - 0.5 * (before - searched)
+    weights = (one.policy.component("discrete").parameters() for one in taught)
+    assert all(map(torch.equal, *weights))  # equal seeds
+
+
 # ---- noise -----------------------------------------------------------------------------------------------------------
 
 
@@ -67,28 +82,57 @@ def test_in_the_last_period_the_regime_is_the_best_by_enumeration_in_the_same_fu
     _, noise = env.sample_scenarios(n * batch, torch.Generator().manual_seed(5))
     changed = 0
     for i in range(batch):
-        rows = type(state)(*(field[i : i + 1].expand(n, *field.shape[1:]) for field in state))
-        obs, mask = env.observation(rows), env.regime_mask(rows)
-        regimes = model.policy.regimes(obs[:1], mask[:1])
-        own, candidates = regimes.mode(), model.policy.candidates(obs).detach()
-        rewards = {}
-        for x in env.factors.every():
-            near = not env.factors.many or (x != own[0]).sum() <= 1
-            if near and env.factors.permits(x[None], mask[:1]).item():
-                regime = x.expand(n, *x.shape)
-                action = HybridAction(regime, env.factors.choose(candidates, regime))
-                rewards[tuple(x.view(-1).tolist())] = env.step_torch(rows, action, noise[0, n * i : n * (i + 1)]).reward
-        first = rewards[tuple(own.view(-1).tolist())]
-        gains = {x: float((of - first).mean() - (of - first).std() / n**0.5) for x, of in rewards.items()}
+        own, differences = enumerated(env, model, state, i, noise[0, n * i : n * (i + 1)])
+        gains = {x: float(of.mean() - of.std() / n**0.5) for x, of in differences.items()}
         best = max(gains, key=gains.get)
-        assert tuple(chosen[i].view(-1).tolist()) == (best if gains[best] > 0 else tuple(own.view(-1).tolist()))
+        assert tuple(chosen[i].view(-1).tolist()) == (best if gains[best] > 0 else own)
         changed += gains[best] > 0
     assert changed  # or the search had nothing to do
+
+
+@pytest.mark.parametrize("env", [KilnEnv(1), BreweryEnv(1)], ids=["one factor", "three factors"])
+def test_what_was_taught_is_the_best_regime_by_enumeration(env):
+    model = trained(env, iterations=1)
+    with torch.no_grad():
+        model.policy.component("discrete").output.bias[0] += 5.0  # so that it likes the first regime too much
+    state = env.initial(40, torch.Generator().manual_seed(3))
+    noise = env.sample_noise(256, torch.Generator().manual_seed(4))[0]
+
+    def regret():
+        return np.mean(
+            [max(of.mean().item() for of in enumerated(env, model, state, i, noise)[1].values()) for i in range(40)]
+        )
+
+    before = regret()
+    points = [parameter.clone() for parameter in model.policy.component("continuous").parameters()]
+    Lookahead(model, env, refinements=0).teach(rounds=25, n_episodes=200, learning_rate="lin_1e-2")
+    assert 0 <= regret() < 0.15 * before
+    assert all(map(torch.equal, points, model.policy.component("continuous").parameters()))
+
+
+def enumerated(env, model, state, i, noise):
+    """
+    :return: the policy's regime in row i, and how much more every regime that differs from it in one factor earns in a period
+        under each noise, by regime
+    """
+    rows = type(state)(*(field[i : i + 1].expand(len(noise), *field.shape[1:]) for field in state))
+    obs, mask = env.observation(rows), env.regime_mask(rows)
+    own, candidates = model.policy.regimes(obs[:1], mask[:1]).mode(), model.policy.candidates(obs).detach()
+    rewards = {}
+    for x in env.factors.every():
+        near = not env.factors.many or (x != own[0]).sum() <= 1
+        if near and env.factors.permits(x[None], mask[:1]).item():
+            regime = x.expand(len(noise), *x.shape)
+            action = HybridAction(regime, env.factors.choose(candidates, regime))
+            rewards[tuple(x.view(-1).tolist())] = env.step_torch(rows, action, noise).reward
+    first = tuple(own.view(-1).tolist())
+    return first, {x: of - rewards[first] for x, of in rewards.items()}
 
 
 @pytest.mark.parametrize("env", [KilnEnv(4), BreweryEnv(3), BreweryEnv(3, active_limits=(1, 2))])
 def test_masks_limits_and_bounds_are_kept(env):
     policy = Lookahead(trained(env, iterations=1), env, depth=2, n_scenarios=3, refinements=3)
+    policy.teach(rounds=2, n_episodes=8)
     assert np.isfinite(evaluate(env, policy, 20, seed=0)).all()  # the simulation refuses what is not allowed
 
 
@@ -153,4 +197,7 @@ def test_what_cannot_be_searched_is_refused_by_name(plant):
     for argument, value in (("depth", 0), ("n_scenarios", 0), ("refinements", -1), ("time_limit", 0.0), ("seed", -1)):
         with pytest.raises(ValueError, match=f"{argument}.*{value}"):
             Lookahead(model, env, **{argument: value})
+    for argument, value in (("rounds", 0), ("n_episodes", 0), ("learning_rate", "fast")):
+        with pytest.raises(ValueError, match=f"{argument}.*{value}"):
+            Lookahead(model, env).teach(**{argument: value})
     assert isinstance(Lookahead(model, FlatActionWrapper(env)).env, hybrid_envs.HybridEnv)
