@@ -1,5 +1,6 @@
 """
-What search at decision time adds to a trained policy, and what a decision then costs in time.
+What search at decision time adds to a trained policy, and what a decision then costs in time; what is left of it when the
+policy is taught what the search finds.
 
     python -m benchmarks.lookahead --env HybridSwitchedLQR-v0 --env-kwargs n_dims=48 n_modes=4 --entry quadratic
 """
@@ -28,7 +29,9 @@ def main() -> None:
     parser.add_argument(
         "--depths", type=int, nargs="*", default=[], help="periods to look ahead, beside to the end of the episode"
     )
-    parser.add_argument("--refinements", type=int, nargs="+", default=[0, 20])
+    parser.add_argument("--refinements", type=int, nargs="*", default=[0, 20])
+    parser.add_argument("--teach", type=int, default=0, metavar="ROUNDS", help="of teaching, before the searches (default 0)")
+    parser.add_argument("--episodes", type=int, default=400, help="of a round of teaching (default 400)")
     args = parser.parse_args()
     torch.set_num_threads(1)
 
@@ -47,6 +50,13 @@ def main() -> None:
         print()
     before = report("policy as trained", run.model)
     print()
+    if args.teach:
+        start = time.process_time()
+        Lookahead(run.model, run.env).teach(args.teach, args.episodes)
+        seconds = time.process_time() - start
+        taught = report(f"taught in {args.teach} rounds of {args.episodes} episodes", run.model)
+        print(f", {taught / before - 1:+.2%}, {seconds:.0f} s")
+        before = taught
     states = run.env.initial(DECISIONS, torch.Generator(run.env.device).manual_seed(0))
     for depth in [None, *args.depths]:
         for refinements in args.refinements:
