@@ -51,11 +51,12 @@ def test_training_reports_every_seed_and_writes_its_results(tmp_path):
 
 def test_the_lookahead_benchmark_compares_depths_with_the_policy_itself():
     lqr = ("--env", "HybridSwitchedLQR-v0", "--env-kwargs", "n_dims=3", "horizon=5")
-    result = run("benchmarks.lookahead", *lqr, "--iterations", "2", "--scenarios", "5", "--futures", "1", "--depths", "2")
+    few = ("--iterations", "2", "--scenarios", "5", "--futures", "1", "--depths", "2", "--teach", "1", "--episodes", "4")
+    result = run("benchmarks.lookahead", *lqr, *few)
     assert result.returncode == 0, result.stderr
     titles = [line.split(":")[0] for line in result.stdout.splitlines()]
     looks = [f"looking {depth} periods ahead, {steps} refinements" for depth in ("all", "2") for steps in (0, 20)]
-    assert titles == ["reference policy", "policy as trained", *looks]
+    assert titles == ["reference policy", "policy as trained", "taught in 1 rounds of 4 episodes", *looks]
 
 
 def test_the_gap_benchmark_trains_each_half_on():

@@ -122,7 +122,7 @@ OUTPUTS = {"discrete": "regime_logits", "continuous": "candidates", "value": "pr
 @pytest.mark.parametrize("policy_class", POLICIES)
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_each_output_depends_on_the_parameters_of_its_own_network_alone(policy_class, name):
-    policy = make_policy(policy_class, linear_path=COMPONENTS, quadratic_path=COMPONENTS)
+    policy = make_policy(policy_class, linear_path=COMPONENTS, quadratic_path=COMPONENTS, linear_laws=2)
     getattr(policy, OUTPUTS[name])(observe(6)).square().sum().backward()
     for other in COMPONENTS:
         for parameter_name, parameter in policy.components[other].named_parameters():
@@ -175,6 +175,31 @@ def test_the_quadratic_path_grows_as_its_features_do_and_is_finite_at_zero():
     assert not origin.grad.any()
 
 
+def test_several_linear_laws_are_mixed_by_gates_of_their_own():
+    policy = shaken(make_policy(linear_path=("continuous",), linear_laws=3))
+    assert [policy.components[name].mixture is not None for name in COMPONENTS] == [False, True, False]
+    component, obs = policy.components["continuous"], observe(6)
+    hidden = component.hidden(obs)
+    mixed = component(obs) - component.output(hidden) - component.linear(obs)
+    laws = component.mixture.laws.weight.detach().numpy().reshape(3, -1, 4)  # K laws, outputs, features
+    preferences = (component.mixture.gate(hidden) + component.mixture.quadratic(obs)).detach().numpy()
+    gates = np.exp(preferences) / np.exp(preferences).sum(axis=1, keepdims=True)
+    for row, f in enumerate(obs.numpy()):
+        expected = sum(gate * (law @ f) for gate, law in zip(gates[row], laws, strict=True))
+        np.testing.assert_allclose(mixed[row].detach().numpy(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_one_linear_law_is_the_linear_path_alone():
+    torch.manual_seed(0)
+    plain = make_policy(linear_path=("continuous",))
+    torch.manual_seed(0)
+    one = make_policy(linear_path=("continuous",), linear_laws=1)
+    assert plain.state_dict().keys() == one.state_dict().keys()
+    assert all(torch.equal(plain.state_dict()[name], of_one) for name, of_one in one.state_dict().items())
+    with pytest.raises(ValueError, match="linear_laws must be an integer >= 1, got 0"):
+        make_policy(linear_laws=0)
+
+
 def test_a_network_without_hidden_layers_is_affine():
     policy = shaken(make_policy(net_arch=[]))
     a, b = observe(1, seed=1), observe(1, seed=2)
@@ -193,11 +218,11 @@ def test_observations_are_scaled_before_every_network(policy_class):
 
 
 @pytest.mark.parametrize("quadratic_path", [False, True])
-@pytest.mark.parametrize("linear_path", [False, True])
-def test_rescaling_the_output_leaves_the_function_unchanged(linear_path, quadratic_path):
+@pytest.mark.parametrize(("linear_path", "n_laws"), [(False, 1), (True, 1), (True, 3)])
+def test_rescaling_the_output_leaves_the_function_unchanged(linear_path, quadratic_path, n_laws):
     torch.manual_seed(0)
     policy = make_policy()
-    component = Component(policy.make_features_extractor(), 1, [8], torch.nn.Tanh, linear_path, quadratic_path)
+    component = Component(policy.make_features_extractor(), 1, [8], torch.nn.Tanh, linear_path, quadratic_path, n_laws=n_laws)
     obs = observe(50)
     before = component(obs)
     for mean, std in ((3.0, 10.0), (-200.0, 0.1)):
@@ -205,6 +230,7 @@ def test_rescaling_the_output_leaves_the_function_unchanged(linear_path, quadrat
         torch.testing.assert_close(component(obs), before, rtol=1e-4, atol=1e-4)
         standardised = (before - mean) / std
         raw = component.output(component.hidden(obs)) + (component.linear(obs) if linear_path else 0)
+        raw = raw + (component.mixture(obs, component.hidden(obs)) if n_laws > 1 else 0)
         raw = (raw + (component.quadratic(obs) if quadratic_path else 0)).detach()
         torch.testing.assert_close(raw, standardised, rtol=1e-4, atol=1e-4 / std)
 
@@ -327,6 +353,7 @@ def test_a_saved_policy_is_loaded_with_its_architecture_bounds_and_values(policy
         "net_arch": {"discrete": [3], "continuous": [4, 4], "value": []},
         "linear_path": ("discrete", "value"),
         "quadratic_path": ("continuous",),
+        "linear_laws": 2,
         "observation_scale": np.full(4, 2.0, dtype=np.float32),
     }
     policy = shaken(make_policy(policy_class, **arguments))
