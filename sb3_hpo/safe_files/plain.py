@@ -37,7 +37,7 @@ INTEGERS = ("factor_of", "active_limits")
 """Arguments of the policy that are lists of integers, or nothing."""
 OTHER_POLICY_KEYS = (
     *("autoregressive", "log_std_init", "net_arch", "normalize_images", "optimizer_kwargs", "ortho_init"),
-    "points_see_regime",
+    *("linear_laws", "points_see_regime"),
     *(*INTEGERS, *PATHS),
 )
 POLICY_KEYS = (*CLASSES, *OTHER_POLICY_KEYS)

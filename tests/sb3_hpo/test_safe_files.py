@@ -92,6 +92,7 @@ def test_a_policy_of_every_environment_predicts_the_same_with_and_without_it(env
 def test_all_that_can_be_saved_comes_back(tmp_path):
     policy_kwargs = {
         "net_arch": {"discrete": [8], "continuous": [4, 4], "value": []},
+        "linear_laws": 3,
         "activation_fn": torch.nn.SiLU,
         "linear_path": ("value",),
         "optimizer_class": torch.optim.AdamW,
@@ -384,6 +385,7 @@ CRAFTED = {
     # sizes
     "other layers": (described("policy_kwargs", "net_arch", value=[16]), "shape"),
     "enormous layers": (described("policy_kwargs", "net_arch", value=[2**31, 2**31]), "refused"),
+    "enormously many laws": (described("policy_kwargs", "linear_laws", value=2**40), "refused"),
     "very many layers": (described("policy_kwargs", "net_arch", value=[1] * 200_000), "net_arch"),
     "layers that are text": (described("policy_kwargs", "net_arch", value=["8"]), "net_arch"),
     "a rollout without end": (described("arguments", "n_steps", value=2**52), "n_steps"),
