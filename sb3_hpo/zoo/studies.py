@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import ExperimentalWarning
@@ -16,6 +17,7 @@ from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import MaxTrialsCallback
 from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import Engine, event
 from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 HEARTBEAT = 60
@@ -24,43 +26,44 @@ RETRIES = 2
 """How often a trial is run again: one that kills its process, by all the memory it takes, must not kill all of them."""
 
 
-class JournalFile(JournalStorage, BaseHeartbeat):
+class SignsOfLife(BaseHeartbeat):
     """
-    Optuna's journal in a file, with the heartbeat that Optuna has for databases alone.
+    Optuna's heartbeat for any of its storages; what comes with it is for databases alone, and never gives back a trial whose
+    process was killed before the first beat.
 
-    A process counts as dead when its sign of life stays the same for so long by the clock of the one that looks: clocks of
-    several machines need not agree.
-
-    :param path: of the file
+    A process counts as dead when its last sign of life stays the same for so long by the clock of the one that looks: clocks
+    of several machines need not agree.
     """
 
-    def __init__(self, path: str):
-        super().__init__(JournalFileBackend(path))
-        self._seen: dict[int, tuple[float, float]] = {}
-        """Of each running trial, its last sign of life, and when it was first seen here."""
+    seen: dict[int, tuple[float | None, float]]
+    """Of each running trial, its last sign of life, and when it was first seen here."""
 
-    def record_heartbeat(self, trial_id: int) -> None:
+    def record_heartbeat(self: Any, trial_id: int) -> None:
         self.set_trial_system_attr(trial_id, "heartbeat", time.time())
 
-    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
-        now, before, self._seen = time.monotonic(), self._seen, {}
+    def _get_stale_trial_ids(self: Any, study_id: int) -> list[int]:
+        now, before, self.seen = time.monotonic(), getattr(self, "seen", {}), {}
         for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
-            if (sign := trial.system_attrs.get("heartbeat")) is not None:
-                last, since = before.get(trial._trial_id, (None, now))
-                self._seen[trial._trial_id] = (sign, since if sign == last else now)
-        return [trial_id for trial_id, (_, since) in self._seen.items() if now - since > 2 * HEARTBEAT]
+            sign = trial.system_attrs.get("heartbeat")
+            last, since = before.get(trial._trial_id, (sign, now))
+            self.seen[trial._trial_id] = (sign, since if sign == last else now)
+        return [trial_id for trial_id, (_, since) in self.seen.items() if now - since > 2 * HEARTBEAT]
 
     def get_heartbeat_interval(self) -> int:
         return HEARTBEAT
 
     def get_heartbeat_stale_trial_callback(self) -> Callable[[optuna.Study, FrozenTrial], None]:
-        return retry()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
 
 
-def retry() -> RetryHeartbeatStaleTrialCallback:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+class Journal(SignsOfLife, JournalStorage):
+    """Optuna's journal, with signs of life."""
+
+
+class Database(SignsOfLife, RDBStorage):
+    """Optuna's database, with signs of life."""
 
 
 def open_storage(name: str) -> BaseStorage:
@@ -73,15 +76,16 @@ def open_storage(name: str) -> BaseStorage:
     if name.endswith(".log"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         try:
-            return JournalFile(name)
+            return Journal(JournalFileBackend(name))
         except (ValueError, LookupError, TypeError) as error:  # whatever comes of lines that are not Optuna's
             raise ValueError(f"--storage {name} is no journal of Optuna's: {error}") from error
     attempt = 0
     while True:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                return RDBStorage(name, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=retry())
+            storage = Database(name)
+            if storage.engine.name == "sqlite":
+                lock_from_the_first_read(storage.engine)
+            return storage
         except (SQLAlchemyError, ImportError) as error:
             # Of processes that start together, one makes the tables; the others fail once, and find them at the next attempt.
             attempt += 1
@@ -89,6 +93,17 @@ def open_storage(name: str) -> BaseStorage:
                 cause = error.__cause__ or error
                 raise ValueError(f"--storage {name} is neither a journal file (*.log) nor a database: {cause}") from error
             time.sleep(0.5)
+
+
+def lock_from_the_first_read(engine: Engine) -> None:
+    """SQLite locks from the first write on: two processes could both read that a trial waits to be run, and both run it."""
+
+    def leave_beginning_to_us(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    event.listen(engine, "connect", leave_beginning_to_us)
+    event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    engine.dispose()  # of the connections before this
 
 
 def work_is_left(study: optuna.Study, total: int) -> bool:
@@ -103,15 +118,20 @@ def work_is_left(study: optuna.Study, total: int) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             fail_stale_trials(study)
-        trials = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE, TrialState.PRUNED))
-        if len(trials) < total:
-            return True
-        running = [trial.number for trial in trials if not trial.state.is_finished()]
-        if not running:
+        trials = study.get_trials(deepcopy=False)
+        queued = any(trial.state == TrialState.WAITING for trial in trials)
+        running = [trial.number for trial in trials if trial.state == TrialState.RUNNING]
+        finished = sum(trial.state in (TrialState.COMPLETE, TrialState.PRUNED) for trial in trials)
+        if finished >= total:
             return False
-        if running != awaited:
-            print("Waiting for what becomes of trials that are running:", *running, flush=True)
+        if len(running) + finished >= total:
+            if running != awaited:
+                print("Waiting for what becomes of trials that are running:", *running, flush=True)
             awaited = running
+        elif queued or not awaited:
+            return True
+        else:
+            awaited = []  # Optuna fails the trial of a dead process first, and then queues it: look again before a new one
         time.sleep(HEARTBEAT / 10)
 
 
