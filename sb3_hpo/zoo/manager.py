@@ -382,7 +382,7 @@ class ZooManager(ExperimentManager):
     def objective(self, trial: optuna.Trial) -> float:
         """:return: NaN, with which Optuna counts the trial as failed, if there are enough without it"""
         if self.max_total_trials is not None and not is_needed(trial, self.max_total_trials):
-            print(f"Trial {trial.number} is not run: other processes have taken the last of {self.max_total_trials}")
+            print(f"Trial {trial.number} is not run: others have taken the last of {self.max_total_trials}")
             return math.nan
         try:
             return super().objective(trial)

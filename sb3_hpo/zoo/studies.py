@@ -100,6 +100,7 @@ def lock_from_the_first_read(engine: Engine) -> None:
 
     def leave_beginning_to_us(connection: Any, _: Any) -> None:
         connection.isolation_level = None
+        connection.execute("PRAGMA busy_timeout = 60000")  # milliseconds to wait for the lock
 
     event.listen(engine, "connect", leave_beginning_to_us)
     event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
