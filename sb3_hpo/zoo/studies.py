@@ -91,7 +91,7 @@ def open_storage(name: str) -> BaseStorage:
             attempt += 1
             if attempt == 5 or not isinstance(error, OperationalError | IntegrityError):
                 cause = error.__cause__ or error
-                raise ValueError(f"--storage {name} is neither a journal file (*.log) nor a database: {cause}") from error
+                raise ValueError(f"--storage {name} is no journal file (*.log) or database that can be opened: {cause}") from error
             time.sleep(0.5)
 
 

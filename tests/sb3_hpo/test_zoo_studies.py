@@ -184,7 +184,7 @@ def test_no_new_trial_is_begun_in_place_of_one_that_is_about_to_be_queued_again(
         ("sqlite:///spoilt.db", "file is not a database"),
         ("sqlite:///nowhere/study.db", "unable to open database file"),
         ("oracle+nothing://host/db", "nothing"),
-        ("nonsense", "neither a journal file (*.log) nor a database"),
+        ("nonsense", "no journal file (*.log) or database that can be opened"),
         (".log", None),
     ],
 )
