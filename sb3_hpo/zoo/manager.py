@@ -39,7 +39,7 @@ from sb3_hpo.safe_files import save_safe
 from sb3_hpo.vec_env import simulated
 from sb3_hpo.zoo.replaced import replaced
 from sb3_hpo.zoo.search import convert_params, sample_hpo_params, sample_hybrid_ppo_params
-from sb3_hpo.zoo.studies import StopAtTotal, is_needed, open_storage, work_is_left
+from sb3_hpo.zoo.studies import StopAtTotal, is_needed, open_storage, wait_for_work
 
 OWN: dict[str, type[HybridPPO]] = {"hpo": HPO, "hybrid_ppo": HybridPPO}
 ALGOS.update(OWN)
@@ -373,7 +373,7 @@ class ZooManager(ExperimentManager):
             sampler.reseed_rng()  # or processes with the same --seed, one that was started again too, would draw the same
             study = create(sampler=sampler, **options | {"storage": storage})
             if self.max_total_trials is not None:
-                work_is_left(study, self.max_total_trials)  # rl_zoo3 would count the trial of a dead process and go
+                wait_for_work(study, self.max_total_trials)  # rl_zoo3 would count the trial of a dead process and go
             return study
 
         with replaced(optuna, create_study=create_study), replaced(exp_manager, MaxTrialsCallback=StopAtTotal):

@@ -35,19 +35,20 @@ class SignsOfLife(BaseHeartbeat):
     of several machines need not agree.
     """
 
-    seen: dict[int, tuple[float | None, float]]
+    seen: dict[int, tuple[float | None, float]] = {}  # noqa: RUF012  never written to
     """Of each running trial, its last sign of life, and when it was first seen here."""
 
     def record_heartbeat(self: Any, trial_id: int) -> None:
         self.set_trial_system_attr(trial_id, "heartbeat", time.time())
 
     def _get_stale_trial_ids(self: Any, study_id: int) -> list[int]:
-        now, before, self.seen = time.monotonic(), getattr(self, "seen", {}), {}
+        seen, now = {}, time.monotonic()
         for trial in self.get_all_trials(study_id, deepcopy=False, states=(TrialState.RUNNING,)):
             sign = trial.system_attrs.get("heartbeat")
-            last, since = before.get(trial._trial_id, (sign, now))
-            self.seen[trial._trial_id] = (sign, since if sign == last else now)
-        return [trial_id for trial_id, (_, since) in self.seen.items() if now - since > 2 * HEARTBEAT]
+            last, since = self.seen.get(trial._trial_id, (sign, now))
+            seen[trial._trial_id] = (sign, since if sign == last else now)
+        self.seen = seen
+        return [trial_id for trial_id, (_, since) in seen.items() if now - since > 2 * HEARTBEAT]
 
     def get_heartbeat_interval(self) -> int:
         return HEARTBEAT
@@ -91,7 +92,9 @@ def open_storage(name: str) -> BaseStorage:
             attempt += 1
             if attempt == 5 or not isinstance(error, OperationalError | IntegrityError):
                 cause = error.__cause__ or error
-                raise ValueError(f"--storage {name} is no journal file (*.log) or database that can be opened: {cause}") from error
+                raise ValueError(
+                    f"--storage {name} is no journal file (*.log) or database that can be opened: {cause}"
+                ) from error
             time.sleep(0.5)
 
 
@@ -107,12 +110,12 @@ def lock_from_the_first_read(engine: Engine) -> None:
     engine.dispose()  # of the connections before this
 
 
-def work_is_left(study: optuna.Study, total: int) -> bool:
+def wait_for_work(study: optuna.Study, total: int) -> bool:
     """
-    Wait, if all trials are taken, until those of other processes are finished or given back.
+    Wait, if all trials are taken, until one is given back or all are finished.
 
     :param total: trials that are asked for
-    :return: whether there is one to be run; otherwise so many are finished
+    :return: whether one is to be run; if not, so many are finished
     """
     awaited: list[int] = []
     while True:
@@ -140,7 +143,7 @@ class StopAtTotal(MaxTrialsCallback):
     """Optuna's callback that ends a study, which here waits first until no trial of another process has to be run again."""
 
     def __call__(self, study: optuna.Study, trial: FrozenTrial) -> None:
-        if not work_is_left(study, self._n_trials):
+        if not wait_for_work(study, self._n_trials):
             study.stop()
 
 

@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sb3_hpo import HPO
 from sb3_hpo.zoo import main, studies
-from sb3_hpo.zoo.studies import is_needed, open_storage, work_is_left
+from sb3_hpo.zoo.studies import is_needed, open_storage, wait_for_work
 
 ROOT = Path(__file__).parent.parent.parent
 ID = "HybridInventory-v0"
@@ -142,6 +142,21 @@ def test_a_process_is_dead_when_its_last_sign_of_life_was_long_ago_or_never_came
     assert stale == [[], [], [], [silent, dead]]
 
 
+def test_a_trial_that_kills_every_process_is_given_up_after_two_repetitions(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = optuna.create_study(study_name="shared", storage=open_storage("study.log"))
+    clock = time.monotonic()
+    for second in range(0, 12, 3):
+        study.ask().suggest_float("x", 0, 1)
+        for later in (0, 2.5):
+            monkeypatch.setattr(studies.time, "monotonic", lambda now=clock + second + later: now)
+            optuna.storages.fail_stale_trials(study)
+    assert [trial.system_attrs.get("retry_history") for trial in study.trials] == [None, [0], [0, 1], None, [3]]
+    assert [trial.state.name for trial in study.trials] == ["FAIL"] * 4 + ["WAITING"]
+    assert len({trial.params["x"] for trial in study.trials}) == 2
+
+
 def test_two_processes_that_want_the_same_waiting_trial_of_sqlite_do_not_both_get_it(folder: Path) -> None:
     """The second has to wait from its first read on, until the first one has written."""
     study = optuna.create_study(study_name="shared", storage=open_storage(STORAGES[1]))
@@ -172,7 +187,7 @@ def test_no_new_trial_is_begun_in_place_of_one_that_is_about_to_be_queued_again(
             study.enqueue_trial({})
 
     monkeypatch.setattr(studies.time, "sleep", sleep)
-    assert work_is_left(study, 1)
+    assert wait_for_work(study, 1)
     assert steps == [TrialState.RUNNING, TrialState.FAIL]
     assert study.trials[-1].state == TrialState.WAITING
 
