@@ -22,6 +22,10 @@ from sb3_hpo import HPO
 from sb3_hpo.zoo import main, studies
 from sb3_hpo.zoo.studies import is_needed, open_storage, wait_for_work
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Heartbeat of storage is supposed to be used with Study.optimize"),
+    pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"),
+]
 ROOT = Path(__file__).parent.parent.parent
 ID = "HybridInventory-v0"
 STORAGES = ["study.log", "sqlite:///study.db"]
@@ -36,10 +40,10 @@ ENTRY = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Where processes have a config and share studies, and are dead after two seconds without a sign of life."""
+    """Where processes have a config and share studies, and are dead after four seconds without a sign of life."""
     (tmp_path / "own.yml").write_text(yaml.safe_dump({ID: ENTRY}))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(studies, "HEARTBEAT", 1)
+    monkeypatch.setattr(studies, "HEARTBEAT", 2)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked process has the memory of OpenMP's threads but not the threads
     yield tmp_path
@@ -135,11 +139,11 @@ def test_a_process_is_dead_when_its_last_sign_of_life_was_long_ago_or_never_came
     opened.record_heartbeat(dead)
     clock = time.monotonic()
     stale = []
-    for second in range(4):
+    for second in range(6):
         opened.record_heartbeat(alive)
         monkeypatch.setattr(studies.time, "monotonic", lambda second=second: clock + second)
         stale.append(opened._get_stale_trial_ids(study._study_id))
-    assert stale == [[], [], [], [silent, dead]]
+    assert stale == [[], [], [], [], [], [silent, dead]]
 
 
 def test_a_trial_that_kills_every_process_is_given_up_after_two_repetitions(
@@ -147,9 +151,9 @@ def test_a_trial_that_kills_every_process_is_given_up_after_two_repetitions(
 ) -> None:
     study = optuna.create_study(study_name="shared", storage=open_storage("study.log"))
     clock = time.monotonic()
-    for second in range(0, 12, 3):
+    for second in range(0, 20, 5):
         study.ask().suggest_float("x", 0, 1)
-        for later in (0, 2.5):
+        for later in (0, 4.5):
             monkeypatch.setattr(studies.time, "monotonic", lambda now=clock + second + later: now)
             optuna.storages.fail_stale_trials(study)
     assert [trial.system_attrs.get("retry_history") for trial in study.trials] == [None, [0], [0, 1], None, [3]]
