@@ -21,7 +21,7 @@ import torch
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.train import N_SCENARIOS, train
-from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, mean_and_interval, read_config
+from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, add_jobs, mean_and_interval, read_config, run_all
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.solvers import evaluate, reference_policy
 
@@ -60,6 +60,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
     parser.add_argument("--algos", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_jobs(parser)
     parser.add_argument("--iterations", type=int, help="instead of each problem's own number: a look, not a result")
     parser.add_argument("--runs", type=Path, default=Path("runs/suite"), help="folder of the single runs")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
@@ -68,8 +69,11 @@ def main() -> None:
     for folder in (args.runs, args.out):
         folder.mkdir(parents=True, exist_ok=True)
     chosen = [problem for problem in PROBLEMS if problem.env_id in args.envs]
-    for seed, problem, size, algo in product(args.seeds, chosen, args.sizes, args.algos):
-        run(args.runs, algo, problem, size, seed, args.iterations)
+    calls = [
+        (args.runs, algo, problem, size, seed, args.iterations)
+        for seed, problem, size, algo in product(args.seeds, chosen, args.sizes, args.algos)
+    ]
+    run_all(run, calls, args.jobs)
     report([row for problem, size in product(PROBLEMS, SIZES) if (row := summary(args.runs, problem, size))], args.out)
 
 

@@ -7,14 +7,14 @@ Train from a zoo config with several seeds and report the cost on held-out scena
 import argparse
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
-from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, make_run, mean_and_interval
+from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, add_jobs, make_run, mean_and_interval, run_all
 from hybrid_envs.evaluation import Policy
 from hybrid_envs.solvers import WholeUnits, evaluate, success_rate
 from sb3_hpo.callbacks import CostCallback
@@ -26,27 +26,16 @@ def main() -> None:
     parser = run_parser("train", __doc__, "HybridInventory-v0")
     parser.add_argument("--algo", choices=list(ALGORITHMS), default="hpo")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    add_jobs(parser)
     parser.add_argument("--curve-points", type=int, default=10, help="evaluations during training")
     parser.add_argument("--whole-units", action="store_true", help="round b to whole numbers before it is evaluated")
     parser.add_argument("--out", type=Path, help="write the results to this JSON file")
     args = parser.parse_args()
-    torch.set_num_threads(1)
 
     env_kwargs, hyperparams = dict(args.env_kwargs), dict(args.hyperparams)
-    runs = [
-        train(
-            args.algo,
-            args.env,
-            env_kwargs,
-            seed,
-            args.iterations,
-            args.entry,
-            args.curve_points,
-            args.whole_units,
-            **hyperparams,
-        )
-        for seed in args.seeds
-    ]
+    common = (args.iterations, args.entry, args.curve_points, args.whole_units)
+    calls = [(args.algo, args.env, env_kwargs, seed, *common) for seed in args.seeds]
+    runs = run_all(partial(train, **hyperparams), calls, args.jobs)
     costs = np.array([run["cost"] for run in runs])
     spread = f" ± {costs.std(ddof=1):.3f} (standard deviation over seeds)" if len(costs) > 1 else ""
     print(f"{args.algo} {args.env} {env_kwargs}: mean {costs.mean():.3f}{spread}, worst {costs.max():.3f}")

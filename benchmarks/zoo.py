@@ -1,23 +1,30 @@
 """Training from a zoo config: what the demo and the published figures share."""
 
+import argparse
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium as gym
 import numpy as np
+import torch
 import yaml
 from scipy import stats
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from torch import nn
 
 import hybrid_envs  # noqa: F401  registers the environments
+from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
 from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.vec_env import simulated
 
 ALGORITHMS: dict[str, type[HybridPPO]] = {"hpo": HPO, "hybrid_ppo": HybridPPO}
 CONFIGS = Path(__file__).resolve().parent.parent / "zoo_configs"
+Result = TypeVar("Result")
 EVALUATION_SEED = 10_000
 """Seed of the evaluation scenarios: the same for every algorithm, used in no training."""
 
@@ -88,3 +95,23 @@ def mean_and_interval(values: np.ndarray | list[float]) -> tuple[float, float]:
     """
     n = len(values)
     return float(np.mean(values)), float(stats.sem(values) * stats.t.ppf(0.975, n - 1)) if n > 1 else float("nan")
+
+
+def add_jobs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="run in N processes of one thread each (default: 1)")
+
+
+def run_all(run: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], jobs: int) -> list[Result]:
+    """
+    :param run: a function that another process can import
+    :param arguments: of each call
+    :param jobs: processes, of one torch thread each; one is this process itself
+    :return: what the calls returned, in their order; they do not depend on the number of processes
+    :raises ValueError: if ``jobs`` is below 1
+    """
+    if check_count("--jobs", jobs) == 1:
+        torch.set_num_threads(1)
+        return [run(*of_call) for of_call in arguments]
+    context = multiprocessing.get_context("spawn")  # a forked process would wait for threads of torch that it does not have
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return list(pool.map(run, *zip(*arguments, strict=True)))

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from benchmarks import learning_curves
+from benchmarks.zoo import run_all
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,13 +42,27 @@ def test_a_wrong_argument_of_the_demo_is_a_line_and_exit_code_2():
     assert "Traceback" not in result.stderr
 
 
-def test_training_reports_every_seed_and_writes_its_results(tmp_path):
-    file = tmp_path / "results.json"
-    lqr = ("--env", "HybridSwitchedLQR-v0", "--env-kwargs", "n_dims=3", "horizon=5")
-    result = run("benchmarks.train", *lqr, "--seeds", "0", "1", "--iterations", "3", "--out", str(file))
-    assert result.returncode == 0, result.stderr
-    assert [entry["seed"] for entry in json.loads(file.read_text())["runs"]] == [0, 1]
-    assert "seed 1: 3 iterations" in result.stdout
+def test_training_reports_every_seed_and_writes_its_results_the_same_in_one_process_and_in_two(tmp_path):
+    lqr = ("--env", "HybridSwitchedLQR-v0", "--env-kwargs", "n_dims=3", "horizon=5", "--hyperparams", "gamma=0.98")
+    lines, runs = [], []
+    for jobs in ("1", "2"):
+        file = tmp_path / f"{jobs}.json"
+        result = run("benchmarks.train", *lqr, "--seeds", "0", "1", "--iterations", "3", "--jobs", jobs, "--out", str(file))
+        assert result.returncode == 0, result.stderr
+        lines.append(sorted(re.sub(r"\d+ s$", "", line) for line in result.stdout.splitlines()))
+        runs.append([entry | {"seconds": None} for entry in json.loads(file.read_text())["runs"]])
+    assert [entry["seed"] for entry in runs[0]] == [0, 1]
+    assert "seed 1: 3 iterations" in lines[0][1]
+    assert lines[0] == lines[1]
+    assert runs[0] == runs[1]
+
+
+def test_runs_come_back_in_order_and_an_error_of_one_is_raised():
+    assert run_all(divmod, [(7, 2), (5, 3)], jobs=2) == [(3, 1), (1, 2)]
+    with pytest.raises(ZeroDivisionError):
+        run_all(divmod, [(7, 2), (5, 0)], jobs=2)
+    with pytest.raises(ValueError, match="--jobs must be an integer >= 1, got 0"):
+        run_all(divmod, [(7, 2)], jobs=0)
 
 
 def test_the_lookahead_benchmark_compares_depths_with_the_policy_itself():

@@ -41,8 +41,11 @@ CONTEXT = {
     "own_data.md": SHORT,
     "piecewise.md": "",
     "references.md": "",
+    "zoo.md": "",
 }
 """What the code of a page stands on. The code of own_env.md is run below, that of mixed_gradient.md in test_gradients.py."""
+NEEDS = {"zoo.md": "ray"}
+"""What is not among the dependencies of the tests; without it the code is only compiled."""
 NOT_RUN = {"peer_envs.md"}
 """Environments of packages that do not install beside ours."""
 
@@ -50,12 +53,14 @@ NOT_RUN = {"peer_envs.md"}
 def test_every_page_with_code_is_known_to_these_tests() -> None:
     pages = {path.name for path in DOCS.glob("*.md") if snippets(path.name)}
     assert pages == set(CONTEXT) | NOT_RUN | {"own_env.md", "mixed_gradient.md"}
-    for page in NOT_RUN:
+    for page in NOT_RUN | set(NEEDS):
         compile("\n".join(snippets(page)), page, "exec")
 
 
 @pytest.mark.parametrize("page", sorted(CONTEXT))
 def test_the_code_of_a_page_runs_as_it_is_written(page: str, tmp_path: Path) -> None:
+    if page in NEEDS:
+        pytest.importorskip(NEEDS[page])
     script = tmp_path / "snippets.py"
     script.write_text("\n".join([CONTEXT[page], *snippets(page)]), encoding="utf-8")
     result = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, timeout=300)

@@ -6,16 +6,17 @@ what reads a saved run.
 """
 
 import argparse
-import contextlib
 import importlib
 import os
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
+
+from sb3_hpo.zoo.replaced import replaced
 
 BUGS = (NameError, AttributeError, LookupError, ArithmeticError)
 """Errors that speak of a mistake in a program, not in what it was given: they keep their traceback."""
@@ -25,19 +26,6 @@ def fail(message: object) -> NoReturn:
     """End with one line on stderr and exit code 2."""
     print("sb3-hpo: error:", *str(message).split(), file=sys.stderr)
     sys.exit(2)
-
-
-@contextlib.contextmanager
-def replaced(owner: Any, **values: Any) -> Iterator[None]:
-    """For the time of a ``with`` block, other values of an object's attributes."""
-    before = {name: getattr(owner, name) for name in values}
-    try:
-        for name, value in values.items():
-            setattr(owner, name, value)
-        yield
-    finally:
-        for name, value in before.items():
-            setattr(owner, name, value)
 
 
 parsed = argparse.Namespace()

@@ -18,6 +18,8 @@ import optuna
 import yaml
 from gymnasium.envs.registration import load_env_creator
 from huggingface_sb3 import EnvironmentName
+from optuna.samplers import BaseSampler
+from rl_zoo3 import exp_manager
 from rl_zoo3.exp_manager import ExperimentManager
 from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
 from rl_zoo3.utils import ALGOS, StoreDict
@@ -35,7 +37,9 @@ from sb3_hpo.hpo import HPO
 from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.safe_files import save_safe
 from sb3_hpo.vec_env import simulated
-from sb3_hpo.zoo.search import convert_params, open_database, sample_hpo_params, sample_hybrid_ppo_params
+from sb3_hpo.zoo.replaced import replaced
+from sb3_hpo.zoo.search import convert_params, sample_hpo_params, sample_hybrid_ppo_params
+from sb3_hpo.zoo.studies import StopAtTotal, is_needed, open_storage, wait_for_work
 
 OWN: dict[str, type[HybridPPO]] = {"hpo": HPO, "hybrid_ppo": HybridPPO}
 ALGOS.update(OWN)
@@ -359,11 +363,27 @@ class ZooManager(ExperimentManager):
         save_beside(model, Path(self.save_path, f"{self.env_name}.zip"))
 
     def hyperparameters_optimization(self) -> None:
-        if self.storage is not None and not self.storage.endswith(".log"):
-            open_database(self.storage)
-        super().hyperparameters_optimization()
+        """Where the study is stored, in a way that other processes can work on it too, and be killed."""
+        if self.storage is None:
+            super().hyperparameters_optimization()
+            return
+        storage, create = open_storage(self.storage), optuna.create_study
+
+        def create_study(*, sampler: BaseSampler, **options: Any) -> optuna.Study:
+            sampler.reseed_rng()  # or processes with the same --seed, one that was started again too, would draw the same
+            study = create(sampler=sampler, **options | {"storage": storage})
+            if self.max_total_trials is not None:
+                wait_for_work(study, self.max_total_trials)  # rl_zoo3 would count the trial of a dead process and go
+            return study
+
+        with replaced(optuna, create_study=create_study), replaced(exp_manager, MaxTrialsCallback=StopAtTotal):
+            super().hyperparameters_optimization()
 
     def objective(self, trial: optuna.Trial) -> float:
+        """:return: NaN, with which Optuna counts the trial as failed, if there are enough without it"""
+        if self.max_total_trials is not None and not is_needed(trial, self.max_total_trials):
+            print(f"Trial {trial.number} is not run: others have taken the last of {self.max_total_trials}")
+            return math.nan
         try:
             return super().objective(trial)
         except FloatingPointError as error:  # how HPO says that the sampled hyperparameters diverge

@@ -1,10 +1,8 @@
-"""The search spaces of ``sb3-hpo tune``: samplers and a converter in rl_zoo3's form, and the studies' database."""
+"""The search spaces of ``sb3-hpo tune``: samplers and a converter in rl_zoo3's form."""
 
-import time
 from typing import Any
 
 import optuna
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 
 
 def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
@@ -71,20 +69,3 @@ def sample_hybrid_ppo_params(
             "log_std_init": trial.suggest_float("log_std_init", -3.0, 0.0),
         }
     )
-
-
-def open_database(url: str) -> None:
-    """
-    Open an Optuna database, and make its tables if it is new. Of processes that start together, one makes them; the others
-    fail once, and find them at the next attempt.
-
-    :raises ValueError: if the URL is none, or the database cannot be opened
-    """
-    for attempt in range(5):
-        try:
-            optuna.storages.RDBStorage(url)
-            return
-        except SQLAlchemyError as error:
-            if attempt == 4 or not isinstance(error, OperationalError | IntegrityError):
-                raise ValueError(f"--storage {url} is neither a journal file (*.log) nor a database: {error}") from error
-            time.sleep(0.5)
