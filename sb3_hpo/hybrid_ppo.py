@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -14,6 +15,7 @@ from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_v
 from typing_extensions import Self
 
 from hybrid_envs.spaces import packed_size
+from sb3_hpo import ranks
 from sb3_hpo.arguments import check_arguments, check_policy, check_spelling, make_schedule
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.distributions import mask_tensor
@@ -105,6 +107,7 @@ class HybridPPO(PPO, TupleActions):
         if isinstance(self.rollout_buffer, HybridRolloutBuffer):
             self.rollout_buffer.n_components = self.policy.n_components
             self.rollout_buffer.reset()
+        self.policy.optimizer.register_step_pre_hook(self._before_step)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
@@ -162,6 +165,14 @@ class HybridPPO(PPO, TupleActions):
     def train(self) -> None:
         self.ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
         super().train()
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Of the optimizer: every rank steps along the sum of all ranks' gradients, clipped."""
+        ranks.add_gradients(self.policy.parameters())
+        self._clip_gradients(optimizer)
+
+    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """SB3 has clipped them."""
 
 
 def geometry(env: VecEnv) -> dict[str, Any]:

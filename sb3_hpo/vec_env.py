@@ -15,15 +15,41 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from hybrid_envs.checks import require_choice, require_finite, to_numpy
+from hybrid_envs.checks import check_count, require_choice, require_finite, to_numpy
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.spaces import HybridAction, box_bounds, factors_of, feasible_actions
 from hybrid_envs.vector import HybridVectorEnv
+from sb3_hpo import ranks
+
+
+class SharedSimulator(HybridVectorEnv):
+    """
+    This rank's share of the scenarios. The starts and the noise of all are drawn by every rank, so that a scenario is the same
+    whoever simulates it.
+
+    :param env: as :class:`~hybrid_envs.vector.HybridVectorEnv`'s
+    :param n_scenarios: of all ranks together
+    :raises ValueError: if they are fewer than ranks
+    """
+
+    def __init__(self, env: HybridEnv, n_scenarios: int):
+        self.n_scenarios, self.share = n_scenarios, ranks.rows(check_count("num_envs", n_scenarios))
+        if n_scenarios < ranks.count():
+            raise ValueError(f"{n_scenarios} scenarios cannot be shared by {ranks.count()} ranks: each needs one at least")
+        super().__init__(env, self.share.stop - self.share.start)
+
+    def _draw(self) -> tuple[Any, torch.Tensor]:
+        state, noise = self.env.sample_scenarios(self.n_scenarios, self.generator)
+        return type(state)(*(field[self.share] for field in state)), noise[:, self.share]
+
+    def _some(self, done: torch.Tensor) -> bool:
+        return ranks.any_of(done.any())
 
 
 class HybridVecEnv(VecEnv):
     """
-    SB3's view of a :class:`~hybrid_envs.vector.HybridVectorEnv`: all scenarios advance in one batched call.
+    SB3's view of a :class:`~hybrid_envs.vector.HybridVectorEnv`: all scenarios advance in one batched call. Of several ranks
+    (docs/many_processes.md) each simulates its share, and all see the arrays of all scenarios.
 
     Episode statistics are reported in ``info["episode"]``, as SB3's Monitor does.
 
@@ -32,7 +58,7 @@ class HybridVecEnv(VecEnv):
     """
 
     def __init__(self, env: HybridEnv, num_envs: int):
-        self.simulator = HybridVectorEnv(env, num_envs)
+        self.simulator = SharedSimulator(env, num_envs)
         self.result: StepResult | None = None
         self._actions = HybridAction(torch.empty(0), torch.empty(0))
         self._start = time.time()
@@ -41,22 +67,23 @@ class HybridVecEnv(VecEnv):
         super().__init__(num_envs, env.observation_space, env.action_space)
 
     def reset(self) -> VecEnvObs:
-        observation, _ = self.simulator.reset(seed=self._seeds[0])
+        self.simulator.reset(seed=self._seeds[0])
         self._reset_seeds()
         self._reset_options()
         self._returns[:], self._lengths[:] = 0.0, 0
-        return observation
+        return to_numpy(self.everybody(self.simulator.observation()))
 
     def step_async(self, actions: Any) -> None:
         """
         :param actions: a list of ``(x, b)``, one per scenario, as ``predict`` returns it, checked against the action space;
-            or a batched :class:`HybridAction` of tensors, whose gradients then flow through the step
+            or a batched :class:`HybridAction` of tensors, of this rank's scenarios, whose gradients then flow through the step
         """
         if isinstance(actions, HybridAction):
             self._actions = actions
             return
         env, mask = self.simulator.env, self.simulator.regime_mask()
-        masks = [None] * self.num_envs if mask is None else mask.cpu().numpy()
+        actions = actions[self.simulator.share]
+        masks = [None] * len(actions) if mask is None else mask.cpu().numpy()
         checked = [env.check_action(action, allowed) for action, allowed in zip(actions, masks, strict=True)]
         self._actions = HybridAction(
             torch.as_tensor(np.array([regime for regime, _ in checked]), device=env.device),
@@ -65,7 +92,8 @@ class HybridVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """
-        The step's torch result, before any reset, is left in ``self.result``.
+        The step's torch result, before any reset, is left in ``self.result``; of this rank's scenarios, while the arrays are of
+        all.
 
         :raises FloatingPointError: if a state or cost is no longer finite
         """
@@ -73,15 +101,24 @@ class HybridVecEnv(VecEnv):
         self.result, done = self.simulator.advance(self._actions)
         require_finite(name, "observation", self.result.observation, period)
         require_finite(name, "reward", self.result.reward, period)
-        rewards, dones = to_numpy(self.result.reward), done.cpu().numpy()
+        rewards, dones = to_numpy(self.everybody(self.result.reward)), self.everybody(done).cpu().numpy()
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for row, episode in self.count(rewards, dones).items():
-            infos[row] = {
-                "terminal_observation": to_numpy(self.result.observation[row]),
-                "TimeLimit.truncated": bool(self.result.truncated[row]),
-                "episode": episode,
-            }
-        return to_numpy(self.simulator.observation()), rewards, dones, infos
+        if ended := self.count(rewards, dones):
+            final, truncated = to_numpy(self.everybody(self.result.observation)), self.everybody(self.result.truncated)
+            for row, episode in ended.items():
+                infos[row] = {
+                    "terminal_observation": final[row],
+                    "TimeLimit.truncated": bool(truncated[row]),
+                    "episode": episode,
+                }
+        return to_numpy(self.everybody(self.simulator.observation())), rewards, dones, infos
+
+    def everybody(self, own: torch.Tensor, dim: int = 0) -> torch.Tensor:
+        """
+        :param own: of this rank's scenarios, which lie along ``dim``
+        :return: of all
+        """
+        return ranks.gather(own, self.num_envs, dim)
 
     def advance(self, action: HybridAction) -> None:
         """
@@ -142,7 +179,7 @@ class HybridVecEnv(VecEnv):
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
         if method_name == "action_masks" and (mask := self.simulator.regime_mask()) is not None:
-            return list(mask.cpu().numpy()[self._indices(indices)])
+            return list(self.everybody(mask).cpu().numpy()[self._indices(indices)])
         method = getattr(self.simulator.env, method_name)
         return [method(*method_args, **method_kwargs) for _ in self._indices(indices)]
 

@@ -1,0 +1,178 @@
+"""
+Several processes that compute what one would: torch.distributed, and who does what.
+
+What is computed for each scenario is computed by one rank, gathered in the scenarios' order, and from there on the code is that
+of one process. A gathered tensor carries gradients to the rank's own rows; the sum of the ranks' gradients is hence that of
+one process. Random numbers are drawn for everybody by every rank. Without a process group there is one rank, for which all of
+this is the identity.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+__all__ = [
+    "RankLostError",
+    "any_of",
+    "count",
+    "drawn",
+    "from_main",
+    "gather",
+    "in_shares",
+    "is_main",
+    "rows",
+    "sharing",
+    "total",
+]
+
+
+class RankLostError(RuntimeError):
+    """Another rank has ended, or does not answer any more."""
+
+
+def count() -> int:
+    """
+    :return: N, the number of ranks
+    """
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """
+    :return: whether this is the rank that logs, evaluates and writes files
+    """
+    return count() == 1 or dist.get_rank() == 0
+
+
+def rows(batch_size: int, rank: int | None = None) -> slice:
+    """
+    :param rank: this one unless given
+    :return: its share of a batch, one row more or less than that of any other
+    """
+    rank = (dist.get_rank() if count() > 1 else 0) if rank is None else rank
+    return slice(batch_size * rank // count(), batch_size * (rank + 1) // count())
+
+
+def gather(own: torch.Tensor, batch_size: int, dim: int = 0) -> torch.Tensor:
+    """
+    :param own: this rank's :func:`rows` of a batch
+    :param batch_size: of all ranks together
+    :param dim: along which the rows lie
+    :return: everybody's, with gradients to one's own
+    """
+    if count() == 1:
+        return own
+    sizes = [len(range(batch_size)[rows(batch_size, rank)]) for rank in range(count())]
+    sent = own.detach().movedim(dim, 0)
+    sent = torch.cat([sent, sent.new_zeros(max(sizes) - len(sent), *sent.shape[1:])])  # all messages have the same length
+    received = [torch.empty_like(sent) for _ in sizes]
+    with _talking():
+        dist.all_gather(received, sent)
+    parts = [part[:size].movedim(0, dim) for part, size in zip(received, sizes, strict=True)]
+    parts[dist.get_rank()] = own
+    return torch.cat(parts, dim)
+
+
+def total(own: torch.Tensor) -> torch.Tensor:
+    """
+    :return: the sum over ranks, the same on all of them to the last bit
+    """
+    if count() == 1:
+        return own
+    summed = own.clone()
+    with _talking():
+        dist.all_reduce(summed)
+    return summed
+
+
+def add_gradients(parameters: Iterable[torch.Tensor]) -> None:
+    """Put the sum over ranks in the place of every gradient, by one message."""
+    if count() > 1:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        summed = total(torch.cat([gradient.flatten() for gradient in gradients]))
+        for gradient, part in zip(gradients, summed.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def any_of(flag: bool | torch.Tensor) -> bool:
+    """
+    :return: whether it is so on any rank
+    """
+    return bool(flag) if count() == 1 else bool(total(torch.tensor(int(flag))))
+
+
+def from_main(value: Any) -> Any:
+    """
+    :param value: plain data
+    :return: that of rank 0
+    """
+    if count() == 1:
+        return value
+    message = [value]
+    with _talking():
+        dist.broadcast_object_list(message)
+    return message[0]
+
+
+def in_shares(function: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., tuple[torch.Tensor, ...]]:
+    """
+    Decorates a method from batches, which all ranks have, to batches: each rank evaluates its share of the rows.
+
+    :param function: of tensors, or dicts of tensors
+    """
+
+    def share(batch: Any, own: slice) -> Any:
+        return {key: of_key[own] for key, of_key in batch.items()} if isinstance(batch, dict) else batch[own]
+
+    @wraps(function)
+    def shared(self: Any, *batches: Any) -> tuple[torch.Tensor, ...]:
+        if count() == 1:
+            return function(self, *batches)
+        batch_size = len(batches[-1])
+        outputs = function(self, *(share(batch, rows(batch_size)) for batch in batches))
+        return tuple(gather(output, batch_size) for output in outputs)
+
+    return shared
+
+
+# ---- random numbers --------------------------------------------------------------------------------------------------
+
+_everybody: int | None = None
+"""The size of the batch that ranks draw random numbers for together; ``None`` while each draws for itself."""
+
+
+@contextmanager
+def sharing(batch_size: int) -> Iterator[None]:
+    """In this block, batches are this rank's :func:`rows` of a larger one, and random numbers are drawn for all of that."""
+    global _everybody
+    _everybody = batch_size
+    try:
+        yield
+    finally:
+        _everybody = None
+
+
+def drawn(shape: torch.Size, draw: Callable[[torch.Size], torch.Tensor]) -> torch.Tensor:
+    """
+    :param shape: of a batch
+    :param draw: random numbers of a shape
+    :return: random numbers of the batch: while ranks are :func:`sharing` one, this rank's rows of everybody's
+    """
+    if _everybody is None or count() == 1:
+        return draw(shape)
+    return draw(torch.Size([_everybody, *shape[1:]]))[rows(_everybody)]
+
+
+# ---- when a rank is lost ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _talking() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RankLostError(f"rank {dist.get_rank()} cannot reach the others any more: {error}") from error
