@@ -271,18 +271,26 @@ class HPO(HybridPPO):
         by_arrays = view.needs_arrays or reads_arrays(callback)
         periods, decisions, goes_on = self._simulate(env, view, callback, rollout_buffer, n_rollout_steps, by_arrays)
 
-        own = together(periods)
+        own, present = together(periods), view.observation()
         view.check(own)
-        ends = torch.zeros_like(own.reward.detach())
+        ends = torch.zeros_like(own.reward.detach())  # values of the last states of episodes
         ends[own.truncated] = self._values(own.final_obs[own.truncated])
 
         # So far scenario by scenario, each on one rank; from here on every rank has all of them.
-        everybody = view.base.everybody
-        rewards, log_probs = everybody(own.reward, dim=1), everybody(own.log_prob, dim=1)
-        done, truncated = everybody(own.terminated | own.truncated, dim=1), everybody(own.truncated, dim=1)
+        rewards, log_probs, done, truncated, ends, values, observations, actions = view.base.everybody(
+            own.reward,
+            own.log_prob,
+            own.terminated | own.truncated,
+            own.truncated,
+            ends,
+            torch.cat([self._values(own.obs), self._values(present).unsqueeze(0)]),
+            torch.cat([own.obs, present.unsqueeze(0)]).detach(),
+            append_mask(pack(own.x, own.b.detach()), own.mask),
+            dim=1,
+        )
         starts = torch.cat([torch.as_tensor(self._last_episode_starts, device=self.device).unsqueeze(0), done])
         dones = done.cpu().numpy()
-        self._last_obs, self._last_episode_starts = to_numpy(everybody(view.observation())), dones[-1]
+        self._last_obs, self._last_episode_starts = to_numpy(observations[-1]), dones[-1]
         if not by_arrays:
             for of_step, ended in zip(to_numpy(rewards), dones, strict=True):
                 self._update_info_buffer([{"episode": episode} for episode in view.base.count(of_step, ended).values()])
@@ -291,28 +299,27 @@ class HPO(HybridPPO):
 
         joint = self.policy.factors.many and not self.policy.by_component
         rollout_buffer.fill(
-            observations=everybody(own.obs.detach(), dim=1),
-            actions=everybody(append_mask(pack(own.x, own.b.detach()), own.mask), dim=1),
+            observations=observations[:-1],
+            actions=actions,
             rewards=rewards,
             episode_starts=starts[:-1],
-            values=everybody(self._values(own.obs), dim=1),
+            values=values[:-1],
             log_probs=log_probs.sum(dim=2) if joint else log_probs,
         )
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
         scale = self.reward_scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
         rollout_buffer.rewards /= scale
         beyond = self._value_range(rollout_buffer.rewards)
-        ends = everybody(ends, dim=1)[truncated].clamp(*beyond)
-        rollout_buffer.rewards[truncated.cpu().numpy()] += self.gamma * ends.cpu().numpy()
-        rollout_buffer.compute_returns_and_advantage(everybody(self._values(view.observation())), dones[-1])
+        rollout_buffer.rewards[truncated.cpu().numpy()] += self.gamma * ends[truncated].clamp(*beyond).cpu().numpy()
+        rollout_buffer.compute_returns_and_advantage(values[-1], dones[-1])
         if self.counterfactual:
             baselines = self._baselines(view, decisions, scale, beyond)
             rollout_buffer.advantages = rollout_buffer.returns[..., None] - baselines
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
         # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
         # rescaling writes into weights that the graph needs as they were.
-        future = everybody(self.policy.predict_values(view.observation()).flatten()).where(~done[-1], 0.0)
-        self._live = LiveRollout(rewards / scale, future, log_probs)
+        (future,) = view.base.everybody(self.policy.predict_values(present).flatten())
+        self._live = LiveRollout(rewards / scale, future.where(~done[-1], 0.0), log_probs)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -376,8 +383,8 @@ class HPO(HybridPPO):
 
         point_of = self.policy.points if self.policy.conditioned else self.policy.factors.choose
         baseline = counterfactual_baseline(view.simulator.env, joined(decisions), point_of, outcome_value)
-        baseline = baseline.view(len(decisions), view.simulator.num_envs, -1)
-        return view.base.everybody(baseline, dim=1).cpu().numpy()
+        (baselines,) = view.base.everybody(baseline.view(len(decisions), view.simulator.num_envs, -1), dim=1)
+        return baselines.cpu().numpy()
 
     def _value_range(self, rewards: np.ndarray) -> tuple[float, float]:
         """

@@ -1,33 +1,24 @@
 """
 Several processes that compute what one would: torch.distributed, and who does what.
 
-What is computed for each scenario is computed by one rank, gathered in the scenarios' order, and from there on the code is that
-of one process. A gathered tensor carries gradients to the rank's own rows; the sum of the ranks' gradients is hence that of
-one process. Random numbers are drawn for everybody by every rank. Without a process group there is one rank, for which all of
+What is computed for each scenario is computed by one rank and gathered in the scenarios' order; from there on the code is that
+of one process. A gathered tensor carries gradients to the rank's own rows, so that the gradient of one process is the sum of
+the ranks'. Random numbers are drawn for everybody by every rank. Without a process group there is one rank, for which all of
 this is the identity.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import wraps
-from typing import Any
+from functools import reduce, wraps
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+from torch.nn import functional as F
 
-__all__ = [
-    "RankLostError",
-    "any_of",
-    "count",
-    "drawn",
-    "from_main",
-    "gather",
-    "in_shares",
-    "is_main",
-    "rows",
-    "sharing",
-    "total",
-]
+__all__ = ["RankLostError", "count", "is_main"]
+
+Evaluation = TypeVar("Evaluation", bound=Callable[..., tuple[torch.Tensor, ...]])
 
 
 class RankLostError(RuntimeError):
@@ -57,24 +48,32 @@ def rows(batch_size: int, rank: int | None = None) -> slice:
     return slice(batch_size * rank // count(), batch_size * (rank + 1) // count())
 
 
-def gather(own: torch.Tensor, batch_size: int, dim: int = 0) -> torch.Tensor:
+def gather(batch_size: int, *own: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
     """
-    :param own: this rank's :func:`rows` of a batch
     :param batch_size: of all ranks together
+    :param own: this rank's :func:`rows` of so many batches
     :param dim: along which the rows lie
-    :return: everybody's, with gradients to one's own
+    :return: everybody's, with gradients to one's own; they come by one message
     """
     if count() == 1:
         return own
+    dtype = reduce(torch.promote_types, [tensor.dtype for tensor in own])
+    shapes = [tensor.movedim(dim, 0).shape[1:] for tensor in own]
+    widths = [shape.numel() for shape in shapes]
+    flat = [tensor.detach().movedim(dim, 0).reshape(-1, width).to(dtype) for tensor, width in zip(own, widths, strict=True)]
     sizes = [len(range(batch_size)[rows(batch_size, rank)]) for rank in range(count())]
-    sent = own.detach().movedim(dim, 0)
-    sent = torch.cat([sent, sent.new_zeros(max(sizes) - len(sent), *sent.shape[1:])])  # all messages have the same length
+    sent = F.pad(torch.cat(flat, dim=1), (0, 0, 0, max(sizes) - len(flat[0])))  # all messages have the same length
     received = [torch.empty_like(sent) for _ in sizes]
     with _talking():
         dist.all_gather(received, sent)
-    parts = [part[:size].movedim(0, dim) for part, size in zip(received, sizes, strict=True)]
-    parts[dist.get_rank()] = own
-    return torch.cat(parts, dim)
+    of_ranks = [part[:size].split(widths, dim=1) for part, size in zip(received, sizes, strict=True)]
+
+    def together(i: int) -> torch.Tensor:
+        parts = [part[i].to(own[i].dtype).view(-1, *shapes[i]).movedim(0, dim) for part in of_ranks]
+        parts[dist.get_rank()] = own[i]
+        return torch.cat(parts, dim)
+
+    return tuple(map(together, range(len(own))))
 
 
 def total(own: torch.Tensor) -> torch.Tensor:
@@ -118,7 +117,7 @@ def from_main(value: Any) -> Any:
     return message[0]
 
 
-def in_shares(function: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[..., tuple[torch.Tensor, ...]]:
+def in_shares(function: Evaluation) -> Evaluation:
     """
     Decorates a method from batches, which all ranks have, to batches: each rank evaluates its share of the rows.
 
@@ -133,10 +132,9 @@ def in_shares(function: Callable[..., tuple[torch.Tensor, ...]]) -> Callable[...
         if count() == 1:
             return function(self, *batches)
         batch_size = len(batches[-1])
-        outputs = function(self, *(share(batch, rows(batch_size)) for batch in batches))
-        return tuple(gather(output, batch_size) for output in outputs)
+        return gather(batch_size, *function(self, *(share(batch, rows(batch_size)) for batch in batches)))
 
-    return shared
+    return cast(Evaluation, shared)
 
 
 # ---- random numbers --------------------------------------------------------------------------------------------------

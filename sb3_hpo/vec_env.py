@@ -71,7 +71,8 @@ class HybridVecEnv(VecEnv):
         self._reset_seeds()
         self._reset_options()
         self._returns[:], self._lengths[:] = 0.0, 0
-        return to_numpy(self.everybody(self.simulator.observation()))
+        (obs,) = self.everybody(self.simulator.observation())
+        return to_numpy(obs)
 
     def step_async(self, actions: Any) -> None:
         """
@@ -92,8 +93,8 @@ class HybridVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """
-        The step's torch result, before any reset, is left in ``self.result``; of this rank's scenarios, while the arrays are of
-        all.
+        The step's torch result, before any reset, is left in ``self.result``. It is that of this rank's scenarios, while the
+        arrays are of all.
 
         :raises FloatingPointError: if a state or cost is no longer finite
         """
@@ -101,24 +102,25 @@ class HybridVecEnv(VecEnv):
         self.result, done = self.simulator.advance(self._actions)
         require_finite(name, "observation", self.result.observation, period)
         require_finite(name, "reward", self.result.reward, period)
-        rewards, dones = to_numpy(self.everybody(self.result.reward)), self.everybody(done).cpu().numpy()
+        obs, reward, all_done = self.everybody(self.simulator.observation(), self.result.reward, done)
+        rewards, dones = to_numpy(reward), all_done.cpu().numpy()
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
         if ended := self.count(rewards, dones):
-            final, truncated = to_numpy(self.everybody(self.result.observation)), self.everybody(self.result.truncated)
+            final, truncated = self.everybody(self.result.observation, self.result.truncated)
             for row, episode in ended.items():
                 infos[row] = {
-                    "terminal_observation": final[row],
+                    "terminal_observation": to_numpy(final[row]),
                     "TimeLimit.truncated": bool(truncated[row]),
                     "episode": episode,
                 }
-        return to_numpy(self.everybody(self.simulator.observation())), rewards, dones, infos
+        return to_numpy(obs), rewards, dones, infos
 
-    def everybody(self, own: torch.Tensor, dim: int = 0) -> torch.Tensor:
+    def everybody(self, *own: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
         """
-        :param own: of this rank's scenarios, which lie along ``dim``
-        :return: of all
+        :param own: tensors of this rank's scenarios, which lie along ``dim``
+        :return: of all scenarios
         """
-        return ranks.gather(own, self.num_envs, dim)
+        return ranks.gather(self.num_envs, *own, dim=dim)
 
     def advance(self, action: HybridAction) -> None:
         """
@@ -179,7 +181,8 @@ class HybridVecEnv(VecEnv):
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
         if method_name == "action_masks" and (mask := self.simulator.regime_mask()) is not None:
-            return list(self.everybody(mask).cpu().numpy()[self._indices(indices)])
+            (mask,) = self.everybody(mask)
+            return list(mask.cpu().numpy()[self._indices(indices)])
         method = getattr(self.simulator.env, method_name)
         return [method(*method_args, **method_kwargs) for _ in self._indices(indices)]
 
