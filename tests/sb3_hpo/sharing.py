@@ -8,11 +8,20 @@ import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch
 import torch.distributed as dist
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize, unwrap_vec_normalize
+
+from hybrid_envs import HybridEnv
+from sb3_hpo import HPO, HybridPPO
+from sb3_hpo.vec_env import HybridVecEnv
+from tests.factored import BreweryEnv
+from tests.masked import KilnEnv
+from tests.sb3_hpo.environments import PurseEnv
 
 SECONDS = 60.0
 """After which no test waits any longer."""
@@ -61,8 +70,93 @@ def on_ranks(n_ranks: int, run: Callable[..., Any], *arguments: Any, double: boo
         return [torch.load(file, weights_only=False) if file.is_file() else None for file in files]
 
 
-def weights(model: Any) -> np.ndarray:
-    """
-    :return: all of them, and the buffers among which is PopArt's, in one vector
-    """
+# ---- runs ------------------------------------------------------------------------------------------------------------
+
+ITERATIONS = 20
+
+
+def hpo(env: Any, n_scenarios: int = 7, **kwargs: Any) -> HPO:
+    """Seven scenarios, which no number of ranks divides, and minibatches of which one may have fewer rows than ranks."""
+    arguments = {"n_scenarios": n_scenarios, "n_epochs": 2, "seed": 0, "policy_kwargs": {"net_arch": [8, 8]}}
+    return HPO("MlpPolicy", env, **arguments | kwargs)
+
+
+def inventory(**kwargs: Any) -> HybridEnv:
+    env = gym.make("HybridInventory-v0", n_items=2, horizon=5, **kwargs).unwrapped
+    assert isinstance(env, HybridEnv)
+    return env.to(dtype=torch.get_default_dtype())
+
+
+def hpo_inventory() -> HPO:
+    """VecNormalize; a KL stop that bites; rollouts that end within episodes; a cross term that is measured and weighed."""
+    env = VecNormalize(VecMonitor(HybridVecEnv(inventory(), 7)))
+    return hpo(env, n_steps=4, target_kl=0.002, n_epochs=6, cross_term="auto", point_noise=0.1)
+
+
+def hpo_kiln() -> HPO:
+    """Masks; a last minibatch of one row."""
+    return hpo(KilnEnv().to(dtype=torch.get_default_dtype()), batch_size=9)
+
+
+def hpo_brewery() -> HPO:
+    """Three factors with masks, judged by counterfactual credit."""
+    return hpo(BreweryEnv().to(dtype=torch.get_default_dtype()))
+
+
+def hpo_limited_brewery() -> HPO:
+    """Factors drawn one after the other, points that see them."""
+    nets = {"net_arch": [8, 8], "autoregressive": True, "points_see_regime": True}
+    env = BreweryEnv(active_limits=(1, 2)).to(dtype=torch.get_default_dtype())
+    return hpo(env, policy_kwargs=nets)
+
+
+def hpo_purse() -> HPO:
+    """Episodes that end at different times."""
+    return hpo(PurseEnv().to(dtype=torch.get_default_dtype()), n_steps=7, value_beyond_horizon="bounded")
+
+
+RUNS: dict[str, Callable[[], HybridPPO]] = {
+    "HPO, inventory": hpo_inventory,
+    "HPO, kiln": hpo_kiln,
+    "HPO, brewery": hpo_brewery,
+    "HPO, limited brewery": hpo_limited_brewery,
+    "HPO, purse": hpo_purse,
+}
+
+
+class Finished(NamedTuple):
+    """What is compared of two runs."""
+
+    weights: np.ndarray
+    """All of them, and the buffers, among which is PopArt's."""
+    steps: int
+    updates: int
+    stopped: int
+    """How many iterations the KL divergence cut short."""
+    episodes: list[tuple[float, int]]
+    statistics: np.ndarray
+    """VecNormalize's, and HPO's running estimates."""
+
+
+def weights(model: HybridPPO) -> np.ndarray:
     return torch.cat([value.flatten().double() for value in model.policy.state_dict().values()]).numpy()
+
+
+def finished(name: str, iterations: int = ITERATIONS) -> Finished:
+    """
+    :param name: of one of the ``RUNS``
+    """
+    model, stopped, updates = RUNS[name](), 0, 0
+    env: Any = model.env
+    for i in range(iterations):
+        model.learn((i + 1) * model.n_steps * model.n_envs - model.num_timesteps, reset_num_timesteps=i == 0)
+        stopped, updates = stopped + (model._n_updates - updates < model.n_epochs), model._n_updates
+    statistics = [getattr(model, name) for name in getattr(model, "running_estimates", ())]
+    if (normalizer := unwrap_vec_normalize(env)) is not None:
+        statistics += [normalizer.ret_rms.mean, normalizer.ret_rms.var, *normalizer.obs_rms.mean, *normalizer.obs_rms.var]
+    episodes = [(info["r"], info["l"]) for info in model.ep_info_buffer]
+    return Finished(weights(model), model.num_timesteps, updates, stopped, episodes, np.array(statistics))
+
+
+def all_finished() -> dict[str, Finished]:
+    return {name: finished(name) for name in RUNS}
