@@ -1,5 +1,6 @@
 """PPO on ``Tuple(Discrete, Box)`` actions: the model-free baseline."""
 
+import math
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -95,6 +96,8 @@ class HybridPPO(PPO, TupleActions):
                 f"{type(self).__name__} needs a hybrid policy with a {kind} point, not {self.policy_class.__name__}; "
                 "is this the file of another algorithm?"
             )
+        if self.seed is None and ranks.count() > 1:
+            self.seed = ranks.from_main(int(np.random.randint(2**31)))  # ranks draw the same random numbers
         if self.rollout_buffer_class is None:
             dict_obs = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = HybridDictRolloutBuffer if dict_obs else HybridRolloutBuffer
@@ -164,15 +167,28 @@ class HybridPPO(PPO, TupleActions):
 
     def train(self) -> None:
         self.ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
-        super().train()
+        if ranks.count() == 1:
+            super().train()
+            return
+        ranks.require_agreement(self.policy.parameters(), self.rollout_buffer.rewards)
+        # SB3 would clip what is but this rank's part of a gradient.
+        self._norm_limit, self.max_grad_norm = self.max_grad_norm, math.inf
+        try:
+            super().train()
+        finally:
+            self.max_grad_norm = self._norm_limit
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Of the optimizer: every rank steps along the sum of all ranks' gradients, clipped."""
+        """Of the optimizer: every rank takes the same step, along the sum of all ranks' gradients."""
         ranks.add_gradients(self.policy.parameters())
         self._clip_gradients(optimizer)
 
     def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """SB3 has clipped them."""
+        if ranks.count() > 1:  # else SB3 has clipped them
+            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self._norm_limit)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_norm_limit"]
 
 
 def geometry(env: VecEnv) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import reduce, wraps
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
@@ -95,6 +96,22 @@ def add_gradients(parameters: Iterable[torch.Tensor]) -> None:
         summed = total(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, part in zip(gradients, summed.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+def require_agreement(parameters: Iterable[torch.Tensor], rewards: np.ndarray) -> None:
+    """
+    :param parameters: of the networks
+    :param rewards: of a rollout, of all scenarios
+    :raises RuntimeError: unless all ranks have the same, to the last bit
+    """
+    with torch.no_grad():
+        sums = [float(sum(parameter.double().sum() for parameter in parameters)), float(rewards.sum(dtype=np.float64))]
+    everybodys = gather(count(), torch.tensor([sums], dtype=torch.float64))[0]
+    if not all(torch.equal(of_rank, everybodys[0]) for of_rank in everybodys):
+        raise RuntimeError(
+            f"the ranks have drifted apart: the sums of their weights and of the rewards they see are {everybodys.tolist()}. "
+            "Has a callback changed the networks on one rank only, or does an environment depend on more than its seed?"
+        )
 
 
 def any_of(flag: bool | torch.Tensor) -> bool:

@@ -14,16 +14,19 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.distributed as dist
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize, unwrap_vec_normalize
+from torch.nn.utils import parameters_to_vector
 
 from hybrid_envs import HybridEnv
 from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.vec_env import HybridVecEnv
 from tests.factored import BreweryEnv
-from tests.masked import KilnEnv
+from tests.masked import GateEnv, KilnEnv
 from tests.sb3_hpo.environments import PurseEnv
 
-SECONDS = 60.0
+SECONDS = 240.0
 """After which no test waits any longer."""
 
 
@@ -72,8 +75,6 @@ def on_ranks(n_ranks: int, run: Callable[..., Any], *arguments: Any, double: boo
 
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
-ITERATIONS = 20
-
 
 def hpo(env: Any, n_scenarios: int = 7, **kwargs: Any) -> HPO:
     """Seven scenarios, which no number of ranks divides, and minibatches of which one may have fewer rows than ranks."""
@@ -90,7 +91,7 @@ def inventory(**kwargs: Any) -> HybridEnv:
 def hpo_inventory() -> HPO:
     """VecNormalize; a KL stop that bites; rollouts that end within episodes; a cross term that is measured and weighed."""
     env = VecNormalize(VecMonitor(HybridVecEnv(inventory(), 7)))
-    return hpo(env, n_steps=4, target_kl=0.002, n_epochs=6, cross_term="auto", point_noise=0.1)
+    return hpo(env, n_steps=4, target_kl=0.0005, n_epochs=6, cross_term="auto", point_noise=0.1)
 
 
 def hpo_kiln() -> HPO:
@@ -115,12 +116,35 @@ def hpo_purse() -> HPO:
     return hpo(PurseEnv().to(dtype=torch.get_default_dtype()), n_steps=7, value_beyond_horizon="bounded")
 
 
+def hybrid_ppo(env: Any, **kwargs: Any) -> HybridPPO:
+    """A gradient that is clipped."""
+    arguments = {"n_steps": 5, "batch_size": 11, "n_epochs": 3, "seed": 0, "max_grad_norm": 0.1, "learning_rate": "lin_3e-3"}
+    return HybridPPO("MlpPolicy", env, **arguments | {"policy_kwargs": {"net_arch": [8, 8]}} | kwargs)
+
+
+def hybrid_ppo_inventory() -> HybridPPO:
+    return hybrid_ppo(VecNormalize(HybridVecEnv(inventory(), 7)), target_kl=0.0005, n_epochs=6)
+
+
+def hybrid_ppo_brewery() -> HybridPPO:
+    """A ratio by component, values that are clipped."""
+    return hybrid_ppo(HybridVecEnv(BreweryEnv().to(dtype=torch.get_default_dtype()), 7), clip_range_vf=0.1)
+
+
+def hybrid_ppo_gate() -> HybridPPO:
+    """No environment of ours: every rank steps copies of all."""
+    return hybrid_ppo(make_vec_env(GateEnv, 3), batch_size=4)
+
+
 RUNS: dict[str, Callable[[], HybridPPO]] = {
     "HPO, inventory": hpo_inventory,
     "HPO, kiln": hpo_kiln,
     "HPO, brewery": hpo_brewery,
     "HPO, limited brewery": hpo_limited_brewery,
     "HPO, purse": hpo_purse,
+    "HybridPPO, inventory": hybrid_ppo_inventory,
+    "HybridPPO, brewery": hybrid_ppo_brewery,
+    "HybridPPO, gate": hybrid_ppo_gate,
 }
 
 
@@ -128,35 +152,49 @@ class Finished(NamedTuple):
     """What is compared of two runs."""
 
     weights: np.ndarray
-    """All of them, and the buffers, among which is PopArt's."""
     steps: int
     updates: int
     stopped: int
     """How many iterations the KL divergence cut short."""
     episodes: list[tuple[float, int]]
     statistics: np.ndarray
-    """VecNormalize's, and HPO's running estimates."""
+    """PopArt's, VecNormalize's, and HPO's running estimates."""
 
 
-def weights(model: HybridPPO) -> np.ndarray:
-    return torch.cat([value.flatten().double() for value in model.policy.state_dict().values()]).numpy()
+class Stops(BaseCallback):
+    """Counts the iterations that the KL divergence cut short."""
+
+    reads_arrays = False
+    model: HybridPPO
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.updates = 0
+
+    def _on_rollout_start(self) -> None:
+        self.count += self.num_timesteps > 0 and self.model._n_updates - self.updates < self.model.n_epochs
+        self.updates = self.model._n_updates
+
+    def _on_step(self) -> bool:
+        return True
 
 
-def finished(name: str, iterations: int = ITERATIONS) -> Finished:
+def finished(name: str, iterations: int) -> Finished:
     """
     :param name: of one of the ``RUNS``
     """
-    model, stopped, updates = RUNS[name](), 0, 0
+    model, stops = RUNS[name](), Stops()
+    model.learn(iterations * model.n_steps * model.n_envs, stops)
     env: Any = model.env
-    for i in range(iterations):
-        model.learn((i + 1) * model.n_steps * model.n_envs - model.num_timesteps, reset_num_timesteps=i == 0)
-        stopped, updates = stopped + (model._n_updates - updates < model.n_epochs), model._n_updates
-    statistics = [getattr(model, name) for name in getattr(model, "running_estimates", ())]
+    value = model.policy.component("value")
+    weights = parameters_to_vector(model.policy.parameters()).detach().double().numpy()
+    statistics = [float(value.mean), float(value.std)]
+    statistics += [getattr(model, name) for name in getattr(model, "running_estimates", ())]
     if (normalizer := unwrap_vec_normalize(env)) is not None:
         statistics += [normalizer.ret_rms.mean, normalizer.ret_rms.var, *normalizer.obs_rms.mean, *normalizer.obs_rms.var]
     episodes = [(info["r"], info["l"]) for info in model.ep_info_buffer]
-    return Finished(weights(model), model.num_timesteps, updates, stopped, episodes, np.array(statistics))
+    return Finished(weights, model.num_timesteps, model._n_updates, stops.count, episodes, np.array(statistics))
 
 
-def all_finished() -> dict[str, Finished]:
-    return {name: finished(name) for name in RUNS}
+def all_finished(iterations: int) -> dict[str, Finished]:
+    return {name: finished(name, iterations) for name in RUNS}
