@@ -21,7 +21,7 @@ from hybrid_envs.spaces import HybridAction, append_mask, pack, packed_size
 from sb3_hpo import ranks
 from sb3_hpo.arguments import check_argument, check_arguments, make_schedule
 from sb3_hpo.buffers import HybridRolloutBuffer
-from sb3_hpo.callbacks import reads_arrays
+from sb3_hpo.callback_tree import reads_arrays
 from sb3_hpo.credit import Decision, counterfactual_baseline, joined
 from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.losses import pathwise_loss, score_loss

@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
 from typing_extensions import Self
 
@@ -19,6 +19,7 @@ from hybrid_envs.spaces import packed_size
 from sb3_hpo import ranks
 from sb3_hpo.arguments import check_arguments, check_policy, check_spelling, make_schedule
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
+from sb3_hpo.callback_tree import SharedCallback
 from sb3_hpo.distributions import mask_tensor
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
 from sb3_hpo.vec_env import HybridActionWrapper
@@ -177,6 +178,27 @@ class HybridPPO(PPO, TupleActions):
             super().train()
         finally:
             self.max_grad_norm = self._norm_limit
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        if not ranks.is_main():
+            self.verbose, self.tensorboard_log = 0, None
+        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
+        if not ranks.is_main():
+            self.logger.output_formats.clear()  # of a logger that was given
+        return total_timesteps, callback
+
+    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
+        initialised = super()._init_callback(callback, progress_bar and ranks.is_main())
+        if ranks.count() == 1:
+            return initialised
+        shared = SharedCallback(initialised)
+        shared.model = self
+        return shared
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """As SB3's; of several ranks, the first writes."""
+        if ranks.is_main():
+            super().save(*args, **kwargs)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Of the optimizer: every rank takes the same step, along the sum of all ranks' gradients."""

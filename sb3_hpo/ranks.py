@@ -7,6 +7,8 @@ the ranks'. Random numbers are drawn for everybody by every rank. Without a proc
 this is the identity.
 """
 
+import pickle
+import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import reduce, wraps
@@ -114,11 +116,11 @@ def require_agreement(parameters: Iterable[torch.Tensor], rewards: np.ndarray) -
         )
 
 
-def any_of(flag: bool | torch.Tensor) -> bool:
+def any_of(*flags: bool) -> list[bool]:
     """
-    :return: whether it is so on any rank
+    :return: of each flag, whether it is set on any rank
     """
-    return bool(flag) if count() == 1 else bool(total(torch.tensor(int(flag))))
+    return list(flags) if count() == 1 else total(torch.tensor(flags, dtype=torch.int64)).bool().tolist()
 
 
 def from_main(value: Any) -> Any:
@@ -180,6 +182,33 @@ def drawn(shape: torch.Size, draw: Callable[[torch.Size], torch.Tensor]) -> torc
     if _everybody is None or count() == 1:
         return draw(shape)
     return draw(torch.Size([_everybody, *shape[1:]]))[rows(_everybody)]
+
+
+def random_state(device: torch.device) -> dict[str, Any]:
+    """
+    :return: the states of the global generators: Python's, numpy's and torch's
+    """
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def load_random_state(device: torch.device, saved: dict[str, Any]) -> None:
+    random.setstate(saved["python"])
+    np.random.set_state(saved["numpy"])
+    torch.set_rng_state(saved["torch"])
+    if saved["cuda"] is not None:
+        torch.cuda.set_rng_state(saved["cuda"], device)
+
+
+def same_random_state(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """
+    :return: whether the same numbers are drawn from both
+    """
+    return pickle.dumps(one) == pickle.dumps(other)
 
 
 # ---- when a rank is lost ---------------------------------------------------------------------------------------------

@@ -43,7 +43,27 @@ class SharedSimulator(HybridVectorEnv):
         return type(state)(*(field[self.share] for field in state)), noise[:, self.share]
 
     def _some(self, done: torch.Tensor) -> bool:
-        return ranks.any_of(done.any())
+        (some,) = ranks.any_of(bool(done.any()))
+        return some
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: as :class:`~hybrid_envs.vector.HybridVectorEnv`'s, of all scenarios: whatever the number of ranks that go on
+        """
+        saved = super().state_dict()
+        if saved["state"] is not None:
+            for name, field in saved["state"].items():
+                (saved["state"][name],) = ranks.gather(self.n_scenarios, field)
+            (saved["noise"],) = ranks.gather(self.n_scenarios, saved["noise"], dim=1)
+        return saved
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        if saved["state"] is not None:
+            if (found := len(saved["state"]["period"])) != self.n_scenarios:
+                raise ValueError(f"{self.env.name}: {found} scenarios were saved, here are {self.n_scenarios}")
+            state = {name: field[self.share] for name, field in saved["state"].items()}
+            saved = saved | {"state": state, "noise": saved["noise"][:, self.share]}
+        super().load_state_dict(saved)
 
 
 class HybridVecEnv(VecEnv):

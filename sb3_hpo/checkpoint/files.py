@@ -18,7 +18,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hybrid_envs.checks import check_count
-from sb3_hpo.checkpoint.run_state import callback_tree, difference, identity, load_run_state, run_state
+from sb3_hpo import ranks
+from sb3_hpo.callback_tree import callback_tree
+from sb3_hpo.checkpoint.run_state import difference, identity, load_run_state, run_state
 
 FORMAT = 1
 """Of the file; a file of another format is refused."""
@@ -82,15 +84,16 @@ class ExactCheckpointCallback(BaseCallback):
             raise OSError(f"there is no folder {self.folder} for checkpoints, and it cannot be made: {error}") from error
         self._identity = identity(self.model, self.locals["callback"])
         self._saved_at, self._to_resume, self._between_iterations = None, None, True
-        found = newest_checkpoint(self.folder)
+        found = ranks.from_main(newest_checkpoint(self.folder) if ranks.is_main() else None)
         if found is None:
             return
         path, content = found
         _require_same_run(path, content, self._identity)
-        _warn_of_differences(path, content, self.locals["total_timesteps"], str(self.model.device))
+        if ranks.is_main():
+            _warn_of_differences(path, content, self.locals["total_timesteps"], str(self.model.device))
         self._to_resume, self._saved_at = content["state"], content["num_timesteps"]
         self._resume()
-        if self.verbose:
+        if self.verbose and ranks.is_main():
             print(f"Resumed from {path} at {self.model.num_timesteps} of {self.locals['total_timesteps']} steps")
 
     def _resume(self) -> None:
@@ -114,7 +117,8 @@ class ExactCheckpointCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         # If a callback stopped training, it did so in the middle of a rollout.
-        if self._between_iterations and self.model.num_timesteps != self._saved_at:
+        (due,) = ranks.any_of(self._between_iterations and self.model.num_timesteps != self._saved_at)
+        if due:
             self._try_to_save()
 
     def _on_step(self) -> bool:
@@ -137,8 +141,12 @@ class ExactCheckpointCallback(BaseCallback):
             "total_timesteps": self.locals["total_timesteps"],
             "state": run_state(self.model, self.locals["callback"]),
         }
-        write_checkpoint(path, content)
+        if ranks.is_main():
+            self._write(path, content)
         self._saved_at = self.model.num_timesteps
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        write_checkpoint(path, content)
         # Files of later steps could not be read, else the run would have gone on from them.
         files = sorted(self.folder.glob(PATTERN))
         at = files.index(path)
@@ -263,6 +271,7 @@ def _platform(device: str) -> dict[str, Any]:
         "stable_baselines3": stable_baselines3.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "ranks": ranks.count(),
         "device": device,
     }
 

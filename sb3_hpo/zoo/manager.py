@@ -186,7 +186,7 @@ class SaveBeside(BaseCallback):
     :param zip_path: of SB3's file
     """
 
-    reads_arrays = False
+    reads_arrays, on_rank_0 = False, True
 
     def __init__(self, zip_path: str | Path):
         super().__init__()
@@ -200,7 +200,7 @@ class SaveBeside(BaseCallback):
 class SafeCheckpointCallback(CheckpointCallback):
     """SB3's, which saves the model as plain data too."""
 
-    reads_arrays = False
+    reads_arrays, on_rank_0 = False, True
 
     def _on_step(self) -> bool:
         proceed = super()._on_step()
