@@ -112,6 +112,7 @@ class HybridPPO(PPO, TupleActions):
             self.rollout_buffer.n_components = self.policy.n_components
             self.rollout_buffer.reset()
         self.policy.optimizer.register_step_pre_hook(self._before_step)
+        self._way_back = "There are no checkpoints to go on from (ExactCheckpointCallback)"
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
@@ -187,6 +188,25 @@ class HybridPPO(PPO, TupleActions):
             self.logger.output_formats.clear()  # of a logger that was given
         return total_timesteps, callback
 
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "PPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> Self:
+        """
+        As in SB3.
+
+        :raises RankLostError: if of several ranks another ends; where there are checkpoints, it says how to go on
+        """
+        try:
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        except ranks.RankLostError as error:
+            raise ranks.RankLostError(f"{error}; training ends at {self.num_timesteps} steps. {self._way_back}") from error
+
     def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
         initialised = super()._init_callback(callback, progress_bar and ranks.is_main())
         if ranks.count() == 1:
@@ -210,7 +230,7 @@ class HybridPPO(PPO, TupleActions):
             torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self._norm_limit)
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_norm_limit"]
+        return [*super()._excluded_save_params(), "_norm_limit", "_way_back"]
 
 
 def geometry(env: VecEnv) -> dict[str, Any]:

@@ -61,9 +61,9 @@ def gather(batch_size: int, *own: torch.Tensor, dim: int = 0) -> tuple[torch.Ten
     if count() == 1:
         return own
     dtype = reduce(torch.promote_types, [tensor.dtype for tensor in own])
-    shapes = [tensor.movedim(dim, 0).shape[1:] for tensor in own]
-    widths = [shape.numel() for shape in shapes]
-    flat = [tensor.detach().movedim(dim, 0).reshape(-1, width).to(dtype) for tensor, width in zip(own, widths, strict=True)]
+    leading = [tensor.detach().movedim(dim, 0) for tensor in own]
+    widths = [tensor.shape[1:].numel() for tensor in leading]
+    flat = [tensor.reshape(len(tensor), width).to(dtype) for tensor, width in zip(leading, widths, strict=True)]
     sizes = [len(range(batch_size)[rows(batch_size, rank)]) for rank in range(count())]
     sent = F.pad(torch.cat(flat, dim=1), (0, 0, 0, max(sizes) - len(flat[0])))  # all messages have the same length
     received = [torch.empty_like(sent) for _ in sizes]
@@ -72,7 +72,8 @@ def gather(batch_size: int, *own: torch.Tensor, dim: int = 0) -> tuple[torch.Ten
     of_ranks = [part[:size].split(widths, dim=1) for part, size in zip(received, sizes, strict=True)]
 
     def together(i: int) -> torch.Tensor:
-        parts = [part[i].to(own[i].dtype).view(-1, *shapes[i]).movedim(0, dim) for part in of_ranks]
+        shape = leading[i].shape[1:]
+        parts = [part[i].to(own[i].dtype).reshape(len(part[i]), *shape).movedim(0, dim) for part in of_ranks]
         parts[dist.get_rank()] = own[i]
         return torch.cat(parts, dim)
 
@@ -219,4 +220,5 @@ def _talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise RankLostError(f"rank {dist.get_rank()} cannot reach the others any more: {error}") from error
+        message = f"rank {dist.get_rank()} of {count()} has lost another, which has ended or does not answer"
+        raise RankLostError(message) from error

@@ -84,6 +84,9 @@ class ExactCheckpointCallback(BaseCallback):
             raise OSError(f"there is no folder {self.folder} for checkpoints, and it cannot be made: {error}") from error
         self._identity = identity(self.model, self.locals["callback"])
         self._saved_at, self._to_resume, self._between_iterations = None, None, True
+        self.model._way_back = (  # type: ignore[attr-defined]
+            f"Start it again, with any number of ranks: it goes on from the newest checkpoint in {self.folder}"
+        )
         found = ranks.from_main(newest_checkpoint(self.folder) if ranks.is_main() else None)
         if found is None:
             return

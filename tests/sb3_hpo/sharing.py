@@ -1,9 +1,12 @@
 """Runs that several ranks share, and the processes in which they do; a module of its own, which torchrun's workers import."""
 
+import math
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -14,13 +17,16 @@ import gymnasium as gym
 import numpy as np
 import torch
 import torch.distributed as dist
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize, unwrap_vec_normalize
 from torch.nn.utils import parameters_to_vector
 
 from hybrid_envs import HybridEnv
-from sb3_hpo import HPO, HybridPPO
+from sb3_hpo import HPO, HybridPPO, ranks
+from sb3_hpo.callbacks import CostCallback
+from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.vec_env import HybridVecEnv
 from tests.factored import BreweryEnv
 from tests.masked import GateEnv, KilnEnv
@@ -198,3 +204,72 @@ def finished(name: str, iterations: int) -> Finished:
 
 def all_finished(iterations: int) -> dict[str, Finished]:
     return {name: finished(name, iterations) for name in RUNS}
+
+
+# ---- runs that are looked at, stopped, killed and resumed -------------------------------------------------------------
+
+
+class Ends(BaseCallback):
+    """On one rank, stops training at a step, or kills the process after some seconds."""
+
+    reads_arrays = False
+
+    def __init__(self, rank: int = 0, step: float = math.inf, seconds: float | None = None):
+        super().__init__()
+        self.rank, self.step, self.seconds = rank, step, seconds
+
+    @property
+    def here(self) -> bool:
+        return ranks.count() == 1 or dist.get_rank() == self.rank
+
+    def _on_training_start(self) -> None:
+        if self.seconds is not None and self.here:
+            threading.Timer(self.seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
+
+    def _on_step(self) -> bool:
+        return self.num_timesteps < self.step or not self.here
+
+
+def stopped(name: str, rank: int) -> tuple[int, int]:
+    model = RUNS[name]()
+    model.learn(20 * model.n_steps * model.n_envs, Ends(rank, 3 * model.n_steps * model.n_envs - model.n_envs))
+    return model.num_timesteps, model._n_updates
+
+
+def watched(folder: str) -> np.ndarray:
+    """With evaluations that draw random numbers, best models, checkpoints and logs."""
+    model = hpo(inventory(), tensorboard_log=f"{folder}/tensorboard", verbose=1)
+    looks = EvalCallback(
+        DummyVecEnv([lambda: Monitor(inventory())]),
+        n_eval_episodes=2,
+        eval_freq=4,
+        deterministic=False,
+        log_path=folder,
+        best_model_save_path=folder,
+        verbose=0,
+    )
+    looks.eval_env.seed(3)
+    saves = EveryNTimesteps(4 * 35, CheckpointCallback(1, folder))
+    model.learn(6 * 35, [looks, saves, CostCallback(every=35, n_scenarios=4, gap=False)])
+    model.save(f"{folder}/last")
+    return parameters_to_vector(model.policy.parameters()).detach().numpy()
+
+
+def unseeded() -> np.ndarray:
+    model = hpo(inventory(), seed=None).learn(35)
+    return parameters_to_vector(model.policy.parameters()).detach().numpy()
+
+
+def drifting() -> None:
+    """A callback that changes the networks on one rank only."""
+    model = hpo(inventory())
+    with torch.no_grad():
+        model.policy.component("value").output.bias.add_(1e-3 * dist.get_rank())
+    model.learn(35)
+
+
+def checkpointed(name: str, folder: str, iterations: int = 8, end: Ends | None = None) -> np.ndarray:
+    model = RUNS[name]()
+    callbacks = [ExactCheckpointCallback(folder, every=2), end or Ends()]
+    model.learn(iterations * model.n_steps * model.n_envs, callbacks)
+    return parameters_to_vector(model.policy.parameters()).detach().double().numpy()

@@ -1,11 +1,25 @@
 """N processes that share a run end with the weights of one."""
 
+import random
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.sb3_hpo.sharing import RUNS, Finished, all_finished, on_ranks
+from sb3_hpo.checkpoint import newest_checkpoint
+from tests.sb3_hpo.sharing import (
+    RUNS,
+    Ends,
+    Finished,
+    all_finished,
+    checkpointed,
+    drifting,
+    on_ranks,
+    stopped,
+    unseeded,
+    watched,
+)
 
 ALL = pytest.mark.slow
 CASES = [
@@ -41,3 +55,73 @@ def test_ranks_end_with_the_weights_of_one_process(
 def test_a_kl_stop_bites_in_these_runs(name: str) -> None:
     (one,) = runs(1, True, 6)
     assert 0 < one[name].stopped < 6
+
+
+@pytest.mark.parametrize("name", ["HPO, kiln", "HybridPPO, brewery"])
+def test_a_callback_that_stops_one_rank_stops_all(name: str) -> None:
+    (one,) = on_ranks(1, stopped, name, 0)
+    assert one[0] < RUNS[name]().n_steps * 7 * 3
+    assert on_ranks(2, stopped, name, 1) == [one, one]
+
+
+def test_one_rank_evaluates_logs_and_writes(tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    (one,), two = (on_ranks(n, watched, str(folder)) for n, folder in zip((1, 2), folders, strict=True))
+    for weights in two:  # though the evaluations of rank 0 draw random numbers
+        assert weights == pytest.approx(one, rel=1e-4, abs=1e-6)
+    written = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()) for folder in folders]
+    assert len(written[0]) == len(written[1]) == 5, written
+    assert [path for path in written[0] if "tfevents" not in path] == [path for path in written[1] if "tfevents" not in path]
+    rewards = [np.load(folder / "evaluations.npz")["results"] for folder in folders]
+    assert rewards[0].shape == (7, 2)
+    assert rewards[1] == pytest.approx(rewards[0], rel=1e-4)
+
+
+def test_without_a_seed_the_ranks_agree_on_one() -> None:
+    assert np.array_equal(*on_ranks(2, unseeded))
+
+
+def test_ranks_that_have_drifted_apart_end_the_run() -> None:
+    for message in on_ranks(2, drifting):
+        assert message.startswith("RuntimeError: the ranks have drifted apart")
+
+
+def test_fewer_scenarios_than_ranks_are_refused() -> None:
+    for message in on_ranks(8, stopped, "HPO, kiln", 0):
+        assert message == "ValueError: 7 scenarios cannot be shared by 8 ranks: each needs one at least"
+
+
+@pytest.mark.parametrize("name", ["HPO, inventory", "HPO, purse", "HybridPPO, inventory"])
+def test_a_run_is_resumed_by_another_number_of_ranks(name: str, tmp_path: Path) -> None:
+    (unbroken,) = on_ranks(1, checkpointed, name, str(tmp_path / "unbroken"), double=True)
+    step = RUNS[name]().n_steps * RUNS[name]().n_envs
+    folder = str(tmp_path / "broken")
+    for n_ranks, iteration in ((2, 3), (3, 5)):
+        on_ranks(n_ranks, checkpointed, name, folder, 8, Ends(0, iteration * step), double=True)
+        newest = newest_checkpoint(folder)
+        assert newest is not None and newest[1]["num_timesteps"] == (iteration - 1) * step
+    (resumed,) = on_ranks(1, checkpointed, name, folder, double=True)
+    assert np.linalg.norm(resumed - unbroken) <= 1e-12 * np.linalg.norm(unbroken)
+
+
+def killed_and_resumed(rank: int, seconds: float, folder: Path) -> None:
+    run = ("HPO, inventory", str(folder / "killed"), 20)
+    killed = on_ranks(2, checkpointed, *run, Ends(rank, seconds=seconds), double=True)
+    assert killed[rank] is None
+    message = killed[1 - rank]
+    assert message.startswith(f"RankLostError: rank {1 - rank} of 2 has lost another, which has ended or does not answer;")
+    assert message.endswith(f"it goes on from the newest checkpoint in {folder / 'killed'}")
+    (unbroken,) = on_ranks(1, checkpointed, "HPO, inventory", str(folder / "unbroken"), 20, double=True)
+    for resumed in on_ranks(2, checkpointed, *run, double=True):
+        assert np.linalg.norm(resumed - unbroken) <= 1e-12 * np.linalg.norm(unbroken)
+
+
+def test_a_killed_rank_ends_the_run_which_then_resumes(tmp_path: Path) -> None:
+    killed_and_resumed(1, 0.4, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_ranks_killed_at_random_moments_end_the_run_which_then_resumes(seed: int, tmp_path: Path) -> None:
+    chance = random.Random(seed)
+    killed_and_resumed(chance.randrange(2), chance.uniform(0.0, 1.0), tmp_path)
