@@ -7,6 +7,7 @@ the ranks'. Random numbers are drawn for everybody by every rank. Without a proc
 this is the identity.
 """
 
+import os
 import pickle
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,21 @@ Evaluation = TypeVar("Evaluation", bound=Callable[..., tuple[torch.Tensor, ...]]
 
 class RankLostError(RuntimeError):
     """Another rank has ended, or does not answer any more."""
+
+
+@contextmanager
+def started_by_torchrun() -> Iterator[None]:
+    """For the time of a ``with`` block, one of the processes that torchrun has started; nothing unless it has."""
+    if not dist.is_available() or not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    yield
+    # All together; not after an error, when there may be nobody to say goodbye to.
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def count() -> int:

@@ -1,5 +1,6 @@
 """When a checkpoint is written, and how: so that a kill at any moment leaves one that can be read."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -120,9 +121,10 @@ class ExactCheckpointCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         # If a callback stopped training, it did so in the middle of a rollout.
-        (due,) = ranks.any_of(self._between_iterations and self.model.num_timesteps != self._saved_at)
-        if due:
-            self._try_to_save()
+        with contextlib.suppress(ranks.RankLostError):  # rl_zoo3 announces the end after that too
+            (due,) = ranks.any_of(self._between_iterations and self.model.num_timesteps != self._saved_at)
+            if due:
+                self._try_to_save()
 
     def _on_step(self) -> bool:
         return True
