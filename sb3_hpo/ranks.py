@@ -37,7 +37,11 @@ def started_by_torchrun() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    store, rank, n_ranks = next(dist.rendezvous("env://"))
+    # The store may outlive a restart, and with it the addresses of processes that are gone.
+    attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=attempt, rank=rank, world_size=n_ranks)
     yield
     # All together; not after an error, when there may be nobody to say goodbye to.
     dist.barrier()

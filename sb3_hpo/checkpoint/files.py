@@ -86,7 +86,7 @@ class ExactCheckpointCallback(BaseCallback):
         self._identity = identity(self.model, self.locals["callback"])
         self._saved_at, self._to_resume, self._between_iterations = None, None, True
         self.model._way_back = (  # type: ignore[attr-defined]
-            f"Start it again, with any number of ranks: it goes on from the newest checkpoint in {self.folder}"
+            f"Resumed, with any number of ranks, it goes on from the newest checkpoint in {self.folder}"
         )
         found = ranks.from_main(newest_checkpoint(self.folder) if ranks.is_main() else None)
         if found is None:

@@ -273,3 +273,11 @@ def checkpointed(name: str, folder: str, iterations: int = 8, end: Ends | None =
     callbacks = [ExactCheckpointCallback(folder, every=2), end or Ends()]
     model.learn(iterations * model.n_steps * model.n_envs, callbacks)
     return parameters_to_vector(model.policy.parameters()).detach().double().numpy()
+
+
+def zoo(folder: str, algo: str, *arguments: str) -> None:
+    from sb3_hpo.zoo import main
+
+    os.makedirs(folder, exist_ok=True)
+    os.chdir(folder)
+    main(["train", "--algo", algo, *arguments])

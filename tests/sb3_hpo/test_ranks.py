@@ -1,12 +1,21 @@
 """N processes that share a run end with the weights of one."""
 
+import importlib
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torch.nn.utils import parameters_to_vector
 
+from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.checkpoint import newest_checkpoint
 from tests.sb3_hpo.sharing import (
     RUNS,
@@ -19,6 +28,7 @@ from tests.sb3_hpo.sharing import (
     stopped,
     unseeded,
     watched,
+    zoo,
 )
 
 ALL = pytest.mark.slow
@@ -125,3 +135,73 @@ def test_a_killed_rank_ends_the_run_which_then_resumes(tmp_path: Path) -> None:
 def test_ranks_killed_at_random_moments_end_the_run_which_then_resumes(seed: int, tmp_path: Path) -> None:
     chance = random.Random(seed)
     killed_and_resumed(chance.randrange(2), chance.uniform(0.0, 1.0), tmp_path)
+
+
+# ---- the command line ------------------------------------------------------------------------------------------------
+
+ID = "HybridInventory-v0"
+ARGUMENTS = ["--env", ID, "--env-kwargs", "n_items:2", "horizon:5", "--eval-freq", "20", "--checkpoint-freq", "2"]
+SETTINGS = {
+    "hpo": ["n_envs:5", "normalize:True", "policy_kwargs:dict(net_arch=[8])"],
+    "hybrid_ppo": ["n_envs:3", "n_steps:5", "batch_size:5", "n_epochs:2", "policy_kwargs:dict(net_arch=[8])"],
+}
+
+
+def final_weights(folder: Path, algo: str) -> np.ndarray:
+    model = {"hpo": HPO, "hybrid_ppo": HybridPPO}[algo].load(folder / "logs" / algo / f"{ID}_1" / f"{ID}.zip")
+    return parameters_to_vector(model.policy.parameters()).detach().numpy()
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in (folder / "logs").rglob("*") if path.is_file())
+
+
+@pytest.fixture(scope="module")
+def imported() -> None:
+    """What takes long to import, before processes are forked from this one."""
+    importlib.import_module("rl_zoo3.train")
+    importlib.import_module("sb3_hpo.zoo.manager")
+
+
+@pytest.mark.usefixtures("imported")
+@pytest.mark.parametrize("algo", ["hpo", pytest.param("hybrid_ppo", marks=pytest.mark.slow)])
+def test_the_zoo_trains_one_run_in_one_folder(algo: str, tmp_path: Path) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    arguments = [*ARGUMENTS, "-n", "100", "-params", *SETTINGS[algo]]
+    for n_ranks, folder in zip((1, 2), folders, strict=True):
+        results = on_ranks(n_ranks, zoo, str(folder), algo, *arguments, "--seed", "1")
+        assert results == [None] * n_ranks
+    one, two = (final_weights(folder, algo) for folder in folders)
+    assert two == pytest.approx(one, rel=1e-3, abs=1e-5)
+    assert contents(folders[0]) == contents(folders[1])
+
+
+@pytest.mark.usefixtures("imported")
+def test_the_zoo_draws_one_seed_for_all_ranks_and_neither_tunes_nor_trains_other_algorithms(tmp_path: Path) -> None:
+    arguments = [*ARGUMENTS, "-n", "25", "-params", *SETTINGS["hpo"]]
+    assert on_ranks(2, zoo, str(tmp_path / "seed"), "hpo", *arguments) == [None, None]
+    for more in (("ppo", *ARGUMENTS), ("hpo", *ARGUMENTS, "--optimize-hyperparameters")):
+        assert on_ranks(2, zoo, str(tmp_path / "other"), *more) == ["SystemExit: 2"] * 2
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_run_again_whose_rank_was_killed(tmp_path: Path) -> None:
+    arguments = [*ARGUMENTS, "-n", "1000", "--seed", "1", "-params", *SETTINGS["hpo"]]
+    on_ranks(1, zoo, str(tmp_path / "one"), "hpo", *arguments)
+    folder = tmp_path / "two"
+    folder.mkdir()
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "1"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [*launcher, "-m", "sb3_hpo.zoo", "train", "--algo", "hpo", *arguments]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    torchrun = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
+    for _ in range(600):
+        if list(folder.rglob("checkpoint_000000000100.pt")):
+            break
+        time.sleep(0.1)
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text(encoding="utf-8").split()
+    os.kill(int(children[1]), signal.SIGKILL)
+    output, errors = torchrun.communicate(timeout=300)
+    assert torchrun.returncode == 0, errors
+    assert "Resumed from" in output
+    assert final_weights(folder, "hpo") == pytest.approx(final_weights(tmp_path / "one", "hpo"), rel=1e-3, abs=1e-4)
