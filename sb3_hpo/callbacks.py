@@ -59,7 +59,7 @@ class PeriodicCallback(BaseCallback):
     :param every: environment steps between looks
     """
 
-    reads_arrays, on_rank_0 = False, True
+    reads_arrays, idle_at_steps, on_rank_0 = False, True, True
 
     def __init__(self, env: HybridEnv | None = None, every: int = 100_000):
         super().__init__()
@@ -190,7 +190,7 @@ class HParamCallback(BaseCallback):
     :param metrics: tags of scalars whose last values the tab shows beside them, as far as the run logs them
     """
 
-    reads_arrays, on_rank_0 = False, True
+    reads_arrays, idle_at_steps, on_rank_0 = False, True, True
 
     def __init__(self, metrics: Sequence[str] = METRICS):
         super().__init__()
@@ -273,7 +273,7 @@ class GradientQualityCallback(BaseCallback):
     :raises ValueError: for an unknown estimator or a count that is too small
     """
 
-    reads_arrays, on_rank_0 = False, True
+    reads_arrays, idle_at_steps, on_rank_0 = False, True, True
 
     def __init__(
         self,

@@ -222,7 +222,7 @@ class HybridPPO(PPO, TupleActions):
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         """Of the optimizer: every rank takes the same step, along the sum of all ranks' gradients."""
-        ranks.add_gradients(self.policy.parameters())
+        ranks.add_gradients(optimizer)
         self._clip_gradients(optimizer)
 
     def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:

