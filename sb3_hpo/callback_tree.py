@@ -73,8 +73,8 @@ class SharedCallback(CallbackList):
     """
     The callback of a run that several ranks share. Every rank calls what it holds, but for those callbacks that evaluate, show
     or write files, which rank 0 calls for all: SB3's and those whose class says ``on_rank_0 = True``. If a callback stops
-    training on any rank, all stop. Afterwards all ranks have the random numbers of rank 0, whatever was drawn there. No message
-    is sent at steps if all callbacks say that nothing happens there, by ``idle_at_steps = True`` in their class.
+    training on any rank, all stop. Afterwards all ranks have the random numbers of rank 0, whatever was drawn there. No
+    message is sent at steps if all callbacks say that nothing happens there, by ``idle_at_steps = True`` in their class.
 
     :param callback: of this rank
     """

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 __all__ = ["RankLostError", "count", "is_main"]
 
+POSSIBLE = dist.is_available()
 Evaluation = TypeVar("Evaluation", bound=Callable[..., tuple[torch.Tensor, ...]])
 
 
@@ -32,7 +33,7 @@ class RankLostError(RuntimeError):
 @contextmanager
 def started_by_torchrun() -> Iterator[None]:
     """For the time of a ``with`` block, one of the processes that torchrun has started; nothing unless it has."""
-    if not dist.is_available() or not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
+    if not POSSIBLE or not dist.is_torchelastic_launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield
         return
     if torch.cuda.is_available():
@@ -52,7 +53,7 @@ def count() -> int:
     """
     :return: N, the number of ranks
     """
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if POSSIBLE and dist.is_initialized() else 1
 
 
 def is_main() -> bool:
