@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__.splitlines()[1])
     parser.add_argument("--env", default="HybridInventory-v0")
     parser.add_argument("--env-kwargs", nargs="*", type=assignment, default=[("n_items", 20)], metavar="NAME=VALUE")
-    parser.add_argument("--scenarios", type=int, default=512, help="of all ranks together")
+    parser.add_argument("--scenarios", type=int, default=1024, help="of all ranks together")
     parser.add_argument("--hidden", type=int, default=128, help="width of the two hidden layers")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--iterations", type=int, default=5, help="measured in a turn, after two that are not")

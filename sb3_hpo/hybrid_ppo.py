@@ -22,7 +22,7 @@ from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.callback_tree import SharedCallback
 from sb3_hpo.distributions import mask_tensor
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
-from sb3_hpo.vec_env import HybridActionWrapper
+from sb3_hpo.vec_env import HybridActionWrapper, HybridVecEnv
 
 
 class TupleActions(OnPolicyAlgorithm):
@@ -84,6 +84,8 @@ class HybridPPO(PPO, TupleActions):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         env = PPO._wrap_env(env, verbose, monitor_wrapper)
+        if isinstance(env.unwrapped, HybridVecEnv):
+            env.unwrapped.share()
         return env if is_vecenv_wrapped(env, HybridActionWrapper) else HybridActionWrapper(env)
 
     def get_env(self) -> VecEnv | None:

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-__all__ = ["RankLostError", "count", "is_main"]
+__all__ = ["RankLostError", "count", "is_main", "started_by_torchrun"]
 
 POSSIBLE = dist.is_available()
 Evaluation = TypeVar("Evaluation", bound=Callable[..., tuple[torch.Tensor, ...]])
@@ -161,7 +161,8 @@ def from_main(value: Any) -> Any:
 
 def in_shares(function: Evaluation) -> Evaluation:
     """
-    Decorates a method from batches, which all ranks have, to batches: each rank evaluates its share of the rows.
+    Decorates a module's method from batches, which all ranks have, to batches: in training each rank evaluates its share of the
+    rows.
 
     :param function: of tensors, or dicts of tensors
     """
@@ -171,7 +172,7 @@ def in_shares(function: Evaluation) -> Evaluation:
 
     @wraps(function)
     def shared(self: Any, *batches: Any) -> tuple[torch.Tensor, ...]:
-        if count() == 1:
+        if count() == 1 or not self.training:  # rank 0 may evaluate alone
             return function(self, *batches)
         batch_size = len(batches[-1])
         return gather(batch_size, *function(self, *(share(batch, rows(batch_size)) for batch in batches)))

@@ -15,7 +15,7 @@ from stable_baselines3.common.type_aliases import GymEnv
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from hybrid_envs.checks import check_count, require_choice, require_finite, to_numpy
+from hybrid_envs.checks import require_choice, require_finite, to_numpy
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.spaces import HybridAction, box_bounds, factors_of, feasible_actions
 from hybrid_envs.vector import HybridVectorEnv
@@ -33,7 +33,7 @@ class SharedSimulator(HybridVectorEnv):
     """
 
     def __init__(self, env: HybridEnv, n_scenarios: int):
-        self.n_scenarios, self.share = n_scenarios, ranks.rows(check_count("num_envs", n_scenarios))
+        self.n_scenarios, self.share = n_scenarios, ranks.rows(n_scenarios)
         if n_scenarios < ranks.count():
             raise ValueError(f"{n_scenarios} scenarios cannot be shared by {ranks.count()} ranks: each needs one at least")
         super().__init__(env, self.share.stop - self.share.start)
@@ -68,8 +68,7 @@ class SharedSimulator(HybridVectorEnv):
 
 class HybridVecEnv(VecEnv):
     """
-    SB3's view of a :class:`~hybrid_envs.vector.HybridVectorEnv`: all scenarios advance in one batched call. Of several ranks
-    (docs/many_processes.md) each simulates its share, and all see the arrays of all scenarios.
+    SB3's view of a :class:`~hybrid_envs.vector.HybridVectorEnv`: all scenarios advance in one batched call.
 
     Episode statistics are reported in ``info["episode"]``, as SB3's Monitor does.
 
@@ -78,13 +77,21 @@ class HybridVecEnv(VecEnv):
     """
 
     def __init__(self, env: HybridEnv, num_envs: int):
-        self.simulator = SharedSimulator(env, num_envs)
+        self.simulator = HybridVectorEnv(env, num_envs)
         self.result: StepResult | None = None
         self._actions = HybridAction(torch.empty(0), torch.empty(0))
         self._start = time.time()
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, dtype=int)
         super().__init__(num_envs, env.observation_space, env.action_space)
+
+    def share(self) -> None:
+        """
+        From now on, of several ranks, simulate this one's share, and show the arrays of all scenarios. Every rank has to step
+        it. Episodes that were running end.
+        """
+        if ranks.count() > 1 and not isinstance(self.simulator, SharedSimulator):
+            self.simulator = SharedSimulator(self.simulator.env, self.num_envs)
 
     def reset(self) -> VecEnvObs:
         self.simulator.reset(seed=self._seeds[0])
@@ -103,7 +110,8 @@ class HybridVecEnv(VecEnv):
             self._actions = actions
             return
         env, mask = self.simulator.env, self.simulator.regime_mask()
-        actions = actions[self.simulator.share]
+        if isinstance(self.simulator, SharedSimulator):
+            actions = actions[self.simulator.share]
         masks = [None] * len(actions) if mask is None else mask.cpu().numpy()
         checked = [env.check_action(action, allowed) for action, allowed in zip(actions, masks, strict=True)]
         self._actions = HybridAction(
@@ -140,7 +148,7 @@ class HybridVecEnv(VecEnv):
         :param own: tensors of this rank's scenarios, which lie along ``dim``
         :return: of all scenarios
         """
-        return ranks.gather(self.num_envs, *own, dim=dim)
+        return ranks.gather(self.num_envs, *own, dim=dim) if isinstance(self.simulator, SharedSimulator) else own
 
     def advance(self, action: HybridAction) -> None:
         """

@@ -19,8 +19,7 @@ import torch
 import torch.distributed as dist
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, EveryNTimesteps
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize, unwrap_vec_normalize
+from stable_baselines3.common.vec_env import VecMonitor, VecNormalize, unwrap_vec_normalize
 from torch.nn.utils import parameters_to_vector
 
 from hybrid_envs import HybridEnv
@@ -240,7 +239,7 @@ def watched(folder: str) -> np.ndarray:
     """With evaluations that draw random numbers, best models, checkpoints and logs."""
     model = hpo(inventory(), tensorboard_log=f"{folder}/tensorboard", verbose=1)
     looks = EvalCallback(
-        DummyVecEnv([lambda: Monitor(inventory())]),
+        HybridVecEnv(inventory(), 2),
         n_eval_episodes=2,
         eval_freq=4,
         deterministic=False,
