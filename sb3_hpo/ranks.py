@@ -161,8 +161,8 @@ def from_main(value: Any) -> Any:
 
 def in_shares(function: Evaluation) -> Evaluation:
     """
-    Decorates a module's method from batches, which all ranks have, to batches: in training each rank evaluates its share of the
-    rows.
+    Decorates a method of a module from batches, which all ranks have, to batches: in training each rank evaluates its share of
+    the rows.
 
     :param function: of tensors, or dicts of tensors
     """
