@@ -1,7 +1,6 @@
-"""SB3's callbacks as the tree they form: what is in it, and how several ranks call it."""
+"""SB3's callbacks as the tree they form."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 from stable_baselines3.common.callbacks import (
     BaseCallback,
@@ -15,9 +14,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnRewardThreshold,
 )
 
-from sb3_hpo import ranks
-
-__all__ = ["SharedCallback", "callback_tree", "reads_arrays"]
+__all__ = ["callback_tree", "is_none", "reads_arrays"]
 
 COUNT_STEPS = (
     CallbackList,
@@ -29,9 +26,6 @@ COUNT_STEPS = (
     StopTrainingOnRewardThreshold,
 )
 """Those of SB3 that see in a step nothing but that it was one."""
-WRITE_OR_EVALUATE = (CheckpointCallback, EvalCallback, ProgressBarCallback)
-"""Those of SB3 that one rank calls for all."""
-MOMENTS = ("on_training_start", "on_rollout_start", "on_step", "on_rollout_end", "on_training_end")
 
 
 def callback_tree(callback: BaseCallback) -> Iterator[BaseCallback]:
@@ -67,46 +61,3 @@ def reads_arrays(callback: BaseCallback) -> bool:
         return owner not in COUNT_STEPS and vars(owner).get("reads_arrays", True)
 
     return any(looks(one) for one in callback_tree(callback))
-
-
-class SharedCallback(CallbackList):
-    """
-    The callback of a run that several ranks share. Every rank calls what it holds, but for those callbacks that evaluate, show
-    or write files, which rank 0 calls for all: SB3's and those whose class says ``on_rank_0 = True``. If a callback stops
-    training on any rank, all stop. Afterwards all ranks have the random numbers of rank 0, whatever was drawn there. No
-    message is sent at steps if all callbacks say that nothing happens there, by ``idle_at_steps = True`` in their class.
-
-    :param callback: of this rank
-    """
-
-    def __init__(self, callback: BaseCallback):
-        super().__init__([callback])
-        self.idle = all(is_none(one) or getattr(one, "idle_at_steps", False) for one in callback_tree(callback))
-        for one in callback_tree(callback) if not ranks.is_main() else ():
-            if isinstance(one, WRITE_OR_EVALUATE) or getattr(one, "on_rank_0", False):
-                vars(one).update(dict.fromkeys(MOMENTS, lambda *args: True))
-
-    def _on_all_ranks(self, call: Callable[[], Any]) -> bool:
-        before = ranks.random_state(self.model.device)
-        stop = call() is False
-        moved = not ranks.same_random_state(before, ranks.random_state(self.model.device))
-        stops, moves = ranks.any_of(stop, moved)
-        if moves:
-            ranks.load_random_state(self.model.device, ranks.from_main(ranks.random_state(self.model.device)))
-        return not stops
-
-    def on_training_start(self, locals_: dict[str, Any], globals_: dict[str, Any]) -> None:
-        ranks.load_random_state(self.model.device, ranks.from_main(ranks.random_state(self.model.device)))
-        self._on_all_ranks(lambda: super(SharedCallback, self).on_training_start(locals_, globals_))
-
-    def on_rollout_start(self) -> None:
-        self._on_all_ranks(super().on_rollout_start)
-
-    def on_step(self) -> bool:
-        return True if self.idle else self._on_all_ranks(super().on_step)
-
-    def on_rollout_end(self) -> None:
-        self._on_all_ranks(super().on_rollout_end)
-
-    def on_training_end(self) -> None:
-        self._on_all_ranks(super().on_training_end)

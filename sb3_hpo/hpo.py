@@ -284,7 +284,7 @@ class HPO(HybridPPO):
             own.truncated,
             ends,
             torch.cat([self._values(own.obs), self._values(present).unsqueeze(0)]),
-            torch.cat([own.obs, present.unsqueeze(0)]).detach(),
+            torch.cat([own.obs.detach(), present.detach().unsqueeze(0)]),
             append_mask(pack(own.x, own.b.detach()), own.mask),
             dim=1,
         )

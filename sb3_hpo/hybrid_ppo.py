@@ -1,27 +1,24 @@
 """PPO on ``Tuple(Discrete, Box)`` actions: the model-free baseline."""
 
-import math
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
 from typing_extensions import Self
 
 from hybrid_envs.spaces import packed_size
-from sb3_hpo import ranks
 from sb3_hpo.arguments import check_arguments, check_policy, check_spelling, make_schedule
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
-from sb3_hpo.callback_tree import SharedCallback
 from sb3_hpo.distributions import mask_tensor
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
+from sb3_hpo.shared_ppo import SharedPPO
 from sb3_hpo.vec_env import HybridActionWrapper, HybridVecEnv
 
 
@@ -32,7 +29,7 @@ class TupleActions(OnPolicyAlgorithm):
         super().__init__(*args, **kwargs | {"supported_action_spaces": (spaces.Tuple,)})
 
 
-class HybridPPO(PPO, TupleActions):
+class HybridPPO(SharedPPO, TupleActions):
     """
     Proximal Policy Optimization with hybrid actions, on any Gymnasium environment whose action space is
     ``Tuple(Discrete, Box)`` or ``Tuple(MultiDiscrete, Box)``; the environment need not be differentiable. The regime is
@@ -99,8 +96,6 @@ class HybridPPO(PPO, TupleActions):
                 f"{type(self).__name__} needs a hybrid policy with a {kind} point, not {self.policy_class.__name__}; "
                 "is this the file of another algorithm?"
             )
-        if self.seed is None and ranks.count() > 1:
-            self.seed = ranks.from_main(int(np.random.randint(2**31)))  # ranks draw the same random numbers
         if self.rollout_buffer_class is None:
             dict_obs = isinstance(self.observation_space, spaces.Dict)
             self.rollout_buffer_class = HybridDictRolloutBuffer if dict_obs else HybridRolloutBuffer
@@ -113,8 +108,6 @@ class HybridPPO(PPO, TupleActions):
         if isinstance(self.rollout_buffer, HybridRolloutBuffer):
             self.rollout_buffer.n_components = self.policy.n_components
             self.rollout_buffer.reset()
-        self.policy.optimizer.register_step_pre_hook(self._before_step)
-        self._way_back = "There are no checkpoints to go on from (ExactCheckpointCallback)"
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
@@ -171,68 +164,7 @@ class HybridPPO(PPO, TupleActions):
 
     def train(self) -> None:
         self.ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
-        if ranks.count() == 1:
-            super().train()
-            return
-        ranks.require_agreement(self.policy.parameters(), self.rollout_buffer.rewards)
-        # SB3 would clip what is but this rank's part of a gradient.
-        self._norm_limit, self.max_grad_norm = self.max_grad_norm, math.inf
-        try:
-            super().train()
-        finally:
-            self.max_grad_norm = self._norm_limit
-
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
-        if not ranks.is_main():
-            self.verbose, self.tensorboard_log = 0, None
-        total_timesteps, callback = super()._setup_learn(*args, **kwargs)
-        if not ranks.is_main():
-            self.logger.output_formats.clear()  # of a logger that was given
-        return total_timesteps, callback
-
-    def learn(
-        self,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str = "PPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> Self:
-        """
-        As in SB3.
-
-        :raises RankLostError: if of several ranks another ends; where there are checkpoints, it says how to go on
-        """
-        try:
-            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
-        except ranks.RankLostError as error:
-            raise ranks.RankLostError(f"{error}; training ends at {self.num_timesteps} steps. {self._way_back}") from error
-
-    def _init_callback(self, callback: MaybeCallback, progress_bar: bool = False) -> BaseCallback:
-        initialised = super()._init_callback(callback, progress_bar and ranks.is_main())
-        if ranks.count() == 1:
-            return initialised
-        shared = SharedCallback(initialised)
-        shared.model = self
-        return shared
-
-    def save(self, *args: Any, **kwargs: Any) -> None:
-        """As SB3's; of several ranks, the first writes."""
-        if ranks.is_main():
-            super().save(*args, **kwargs)
-
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Of the optimizer: every rank takes the same step, along the sum of all ranks' gradients."""
-        ranks.add_gradients(optimizer)
-        self._clip_gradients(optimizer)
-
-    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        if ranks.count() > 1:  # else SB3 has clipped them
-            torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self._norm_limit)
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_norm_limit", "_way_back"]
+        super().train()
 
 
 def geometry(env: VecEnv) -> dict[str, Any]:
