@@ -7,6 +7,7 @@ the ranks'. Random numbers are drawn for everybody by every rank. Without a proc
 this is the identity.
 """
 
+import importlib
 import os
 import pickle
 import random
@@ -38,6 +39,8 @@ def started_by_torchrun() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    # Imported later, its functions would keep the group as a default argument, and its threads would outlive the interpreter.
+    importlib.import_module("torch.distributed.nn")
     store, rank, n_ranks = next(dist.rendezvous("env://"))
     # The store may outlive a restart, and with it the addresses of processes that are gone.
     attempt = dist.PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
