@@ -55,7 +55,7 @@ class HybridVectorEnv(gym.vector.VectorEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.generator.manual_seed(int(self.np_random.integers(2**63)))
-        self.state, self.noise = self.env.sample_scenarios(self.num_envs, self.generator)
+        self.state, self.noise = self._draw()
         return to_numpy(self.observation()), {}
 
     def to(self, device: torch.device) -> None:
@@ -104,7 +104,7 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         # Scenarios that go in step end together, and when is known without a look at them: a GPU need not be waited for.
         if self._clock is not None:
             self._clock += 1
-        if done.any() if self._clock is None else self._clock >= self.env.horizon:
+        if self._some(done) if self._clock is None else self._clock >= self.env.horizon:
             self._restart(done)
         return result, done
 
@@ -163,8 +163,20 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         self._observation = scaled(self.observation())
         self._state = type(self.state)(*map(scaled, self.state))
 
+    def _draw(self) -> tuple[Any, torch.Tensor]:
+        """
+        :return: starting states and noise of as many new scenarios
+        """
+        return self.env.sample_scenarios(self.num_envs, self.generator)
+
+    def _some(self, done: torch.Tensor) -> bool:
+        """
+        :return: whether new scenarios have to be drawn
+        """
+        return bool(done.any())
+
     def _restart(self, done: torch.Tensor) -> None:
-        fresh, noise = self.env.sample_scenarios(self.num_envs, self.generator)
+        fresh, noise = self._draw()
         state = type(fresh)(*(_where(done, new, old) for new, old in zip(fresh, self.state, strict=True)))
         self.noise = _where(done, noise.transpose(0, 1), self.noise.transpose(0, 1)).transpose(0, 1)
         if self._clock is None:

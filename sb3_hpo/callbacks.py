@@ -3,22 +3,12 @@
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CallbackList,
-    CheckpointCallback,
-    ConvertCallback,
-    EvalCallback,
-    EveryNTimesteps,
-    ProgressBarCallback,
-    StopTrainingOnNoModelImprovement,
-    StopTrainingOnRewardThreshold,
-)
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, HParam
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
@@ -27,6 +17,7 @@ from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.evaluation import Choices, Policy, evaluate, policy_figure, reference_policy
 from sb3_hpo.arguments import LateSchedule
+from sb3_hpo.callback_tree import callback_tree, reads_arrays
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
 from sb3_hpo.hybrid_ppo import HybridPPO
 
@@ -59,46 +50,6 @@ def simulated_problem(callback: BaseCallback) -> HybridEnv:
     return env
 
 
-def callback_tree(callback: BaseCallback) -> Iterator[BaseCallback]:
-    """
-    :return: the callback and those inside it, in the order in which they are called; lists and progress bars left out
-    """
-    if not isinstance(callback, CallbackList | ProgressBarCallback):
-        yield callback
-    children = [*getattr(callback, "callbacks", ())]
-    children += [getattr(callback, name, None) for name in ("callback_on_new_best", "callback")]
-    for child in children:
-        if isinstance(child, BaseCallback):
-            yield from callback_tree(child)
-
-
-COUNT_STEPS = (
-    CallbackList,
-    CheckpointCallback,
-    EvalCallback,
-    EveryNTimesteps,
-    ProgressBarCallback,
-    StopTrainingOnNoModelImprovement,
-    StopTrainingOnRewardThreshold,
-)
-"""Those of SB3 that see in a step nothing but that it was one."""
-
-
-def reads_arrays(callback: BaseCallback) -> bool:
-    """
-    Whether a callback, or one inside it, may look for a step's arrays in its ``locals``. All may but those of SB3 and ours
-    that only count steps, and those whose class says ``reads_arrays = False`` where it defines ``_on_step``.
-    """
-
-    def looks(one: BaseCallback) -> bool:
-        if isinstance(one, ConvertCallback):  # a function, or SB3's stand-in for no callback at all
-            return one.callback is not None
-        owner = next(kind for kind in type(one).__mro__ if "_on_step" in vars(kind))
-        return owner not in COUNT_STEPS and vars(owner).get("reads_arrays", True)
-
-    return any(looks(one) for one in callback_tree(callback))
-
-
 class PeriodicCallback(BaseCallback):
     """
     Looks at the policy before, during and after training. What it records is logged at once, so that it stands at the step
@@ -108,7 +59,7 @@ class PeriodicCallback(BaseCallback):
     :param every: environment steps between looks
     """
 
-    reads_arrays = False
+    reads_arrays, idle_at_steps, on_rank_0 = False, True, True
 
     def __init__(self, env: HybridEnv | None = None, every: int = 100_000):
         super().__init__()
@@ -239,7 +190,7 @@ class HParamCallback(BaseCallback):
     :param metrics: tags of scalars whose last values the tab shows beside them, as far as the run logs them
     """
 
-    reads_arrays = False
+    reads_arrays, idle_at_steps, on_rank_0 = False, True, True
 
     def __init__(self, metrics: Sequence[str] = METRICS):
         super().__init__()
@@ -322,7 +273,7 @@ class GradientQualityCallback(BaseCallback):
     :raises ValueError: for an unknown estimator or a count that is too small
     """
 
-    reads_arrays = False
+    reads_arrays, idle_at_steps, on_rank_0 = False, True, True
 
     def __init__(
         self,

@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from hybrid_envs.factors import RegimeFactors
 from hybrid_envs.spaces import pack, unpack
+from sb3_hpo.ranks import drawn
 
 MASKED_LOGIT = -1e30
 """The logit of a regime that may not be taken: its probability is exactly 0. Minus infinity would turn 0·log 0 into NaN."""
@@ -162,13 +163,14 @@ class RegimeDistribution:
         :return: x, shape ``(batch,)`` or ``(batch, m)``
         """
         if self.factors.many and not self.sequential:  # many short rows at once, for which the race below would be slow
-            return self.draw_by(torch.rand(self.logits.shape[:-1], generator=generator, device=self.logits.device))
+            uniform = partial(torch.rand, generator=generator, device=self.logits.device)
+            return self.draw_by(drawn(self.logits.shape[:-1], uniform))
 
         def draw(of_factor: Categorical) -> torch.Tensor:
             # A race: the first of clocks with these rates to ring. So does torch.multinomial, which then looks at the result:
             # not where a GPU should not be waited for, and not before the rollout says which period went wrong.
             probabilities = of_factor.probs
-            clocks = torch.empty_like(probabilities).exponential_(generator=generator)
+            clocks = drawn(probabilities.shape, lambda shape: probabilities.new_empty(shape).exponential_(generator=generator))
             return (probabilities / clocks).argmax(dim=-1)
 
         return self._pick(draw)

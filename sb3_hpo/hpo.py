@@ -18,9 +18,10 @@ from typing_extensions import Self
 from hybrid_envs.checks import check_count, to_numpy
 from hybrid_envs.core import StepResult
 from hybrid_envs.spaces import HybridAction, append_mask, pack, packed_size
+from sb3_hpo import ranks
 from sb3_hpo.arguments import check_argument, check_arguments, make_schedule
 from sb3_hpo.buffers import HybridRolloutBuffer
-from sb3_hpo.callbacks import reads_arrays
+from sb3_hpo.callback_tree import reads_arrays
 from sb3_hpo.credit import Decision, counterfactual_baseline, joined
 from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.losses import pathwise_loss, score_loss
@@ -172,7 +173,6 @@ class HPO(HybridPPO):
         self.counterfactual = self._credits_factors()
         self._live: LiveRollout | None = None
         self._gradient_norms: dict[str, list[float]] = defaultdict(list)
-        self.policy.optimizer.register_step_pre_hook(self._clip_gradients)
 
     def _credits_factors(self) -> bool:
         """
@@ -237,11 +237,12 @@ class HPO(HybridPPO):
         # In a rollout of one period no regime depends on κ: unused, and zero.
         options: dict[str, Any] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
         cut = self.n_envs // 2
-        halves = []
+        own = []
         for rows in (slice(None, cut), slice(cut, None)):
             share = len(range(self.n_envs)[rows]) / self.n_envs
             loss = share * score_loss(log_probs[:, rows], advantages[:, rows]) if share else 0.0 * log_probs.sum()
-            halves.append(parameters_to_vector(torch.autograd.grad(loss, kappa, **options)))
+            own.append(parameters_to_vector(torch.autograd.grad(loss, kappa, **options)))
+        halves = ranks.total(torch.stack(own))
         gradient = halves[0] + halves[1]
         self.cross_signal += CROSS_SMOOTHING * (4 * float(halves[0] @ halves[1]) - self.cross_signal)
         self.cross_power += CROSS_SMOOTHING * (float(gradient @ gradient) - self.cross_power)
@@ -249,7 +250,7 @@ class HPO(HybridPPO):
         if self.cross_term == "auto":
             self.cross_weight = min(max(self.cross_signal / (self.cross_power + 1e-30), 0.0), 1.0)
             self.logger.record("train/cross_term_weight", self.cross_weight)
-        for parameter, part in zip(kappa, gradient.split([p.numel() for p in kappa]), strict=True):
+        for parameter, part in zip(kappa, (own[0] + own[1]).split([p.numel() for p in kappa]), strict=True):
             parameter.grad = self.cross_weight * part.view_as(parameter)
 
     def collect_rollouts(
@@ -270,45 +271,55 @@ class HPO(HybridPPO):
         by_arrays = view.needs_arrays or reads_arrays(callback)
         periods, decisions, goes_on = self._simulate(env, view, callback, rollout_buffer, n_rollout_steps, by_arrays)
 
-        live = together(periods)
-        view.check(live)
-        done = live.terminated | live.truncated
+        own, present = together(periods), view.observation()
+        view.check(own)
+        ends = torch.zeros_like(own.reward.detach())  # values of the last states of episodes
+        ends[own.truncated] = self._values(own.final_obs[own.truncated])
+
+        # So far scenario by scenario, each on one rank; from here on every rank has all of them.
+        rewards, log_probs, done, truncated, ends, values, observations, actions = view.base.everybody(
+            own.reward,
+            own.log_prob,
+            own.terminated | own.truncated,
+            own.truncated,
+            ends,
+            torch.cat([self._values(own.obs), self._values(present).unsqueeze(0)]),
+            torch.cat([own.obs.detach(), present.detach().unsqueeze(0)]),
+            append_mask(pack(own.x, own.b.detach()), own.mask),
+            dim=1,
+        )
         starts = torch.cat([torch.as_tensor(self._last_episode_starts, device=self.device).unsqueeze(0), done])
         dones = done.cpu().numpy()
-        self._last_obs, self._last_episode_starts = to_numpy(view.observation()), dones[-1]
+        self._last_obs, self._last_episode_starts = to_numpy(observations[-1]), dones[-1]
         if not by_arrays:
-            for of_step, ended in zip(to_numpy(live.reward), dones, strict=True):
+            for of_step, ended in zip(to_numpy(rewards), dones, strict=True):
                 self._update_info_buffer([{"episode": episode} for episode in view.base.count(of_step, ended).values()])
         if not goes_on:
             return False
 
         joint = self.policy.factors.many and not self.policy.by_component
         rollout_buffer.fill(
-            observations=live.obs,
-            actions=append_mask(pack(live.x, live.b), live.mask),
-            rewards=live.reward,
+            observations=observations[:-1],
+            actions=actions,
+            rewards=rewards,
             episode_starts=starts[:-1],
-            values=self._values(live.obs),
-            log_probs=live.log_prob.sum(dim=2) if joint else live.log_prob,
+            values=values[:-1],
+            log_probs=log_probs.sum(dim=2) if joint else log_probs,
         )
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
         scale = self.reward_scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
         rollout_buffer.rewards /= scale
         beyond = self._value_range(rollout_buffer.rewards)
-        truncated = live.truncated.cpu().numpy()
-        rollout_buffer.rewards[truncated] += (
-            self.gamma * self._values(live.final_obs[live.truncated]).clamp(*beyond).cpu().numpy()
-        )
-        rollout_buffer.compute_returns_and_advantage(self._values(view.observation()), dones[-1])
+        rollout_buffer.rewards[truncated.cpu().numpy()] += self.gamma * ends[truncated].clamp(*beyond).cpu().numpy()
+        rollout_buffer.compute_returns_and_advantage(values[-1], dones[-1])
         if self.counterfactual:
             baselines = self._baselines(view, decisions, scale, beyond)
             rollout_buffer.advantages = rollout_buffer.returns[..., None] - baselines
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
         # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
         # rescaling writes into weights that the graph needs as they were.
-        values = self.policy.predict_values(view.observation()).flatten()
-        future = values.where(~done[-1], 0.0)
-        self._live = LiveRollout(live.reward / scale, future, live.log_prob)
+        (future,) = view.base.everybody(self.policy.predict_values(present).flatten())
+        self._live = LiveRollout(rewards / scale, future.where(~done[-1], 0.0), log_probs)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -334,12 +345,14 @@ class HPO(HybridPPO):
         for _ in range(n_rollout_steps):
             clock, obs, mask = view.simulator.state.period, view.observation(), view.regime_mask()
             regimes = self.policy.regimes(obs if self.cross_term else obs.detach(), mask)
-            x = regimes.sample()
-            candidates = self.policy.candidates(obs, noise_std, x)
+            with ranks.sharing(self.n_envs):
+                x = regimes.sample()
+                candidates = self.policy.candidates(obs, noise_std, x)
+                redrawn = regimes.sample() if self.counterfactual else x
             b = self.policy.factors.choose(candidates, x)
             if self.counterfactual:
                 here, context = view.simulator.present(), obs if self.policy.conditioned else candidates
-                decisions.append(Decision(*here, x, context.detach(), regimes.sample()))
+                decisions.append(Decision(*here, x, context.detach(), redrawn))
             if by_arrays:
                 new_obs, rewards, dones, infos = env.step(HybridAction(x, b))  # type: ignore[arg-type]
             else:
@@ -370,7 +383,8 @@ class HPO(HybridPPO):
 
         point_of = self.policy.points if self.policy.conditioned else self.policy.factors.choose
         baseline = counterfactual_baseline(view.simulator.env, joined(decisions), point_of, outcome_value)
-        return baseline.view(len(decisions), self.n_envs, -1).cpu().numpy()
+        (baselines,) = view.base.everybody(baseline.view(len(decisions), view.simulator.num_envs, -1), dim=1)
+        return baselines.cpu().numpy()
 
     def _value_range(self, rewards: np.ndarray) -> tuple[float, float]:
         """
@@ -393,8 +407,8 @@ class HPO(HybridPPO):
     def _iteration(self) -> int:
         return self.num_timesteps // (self.n_steps * self.n_envs)
 
-    def _clip_gradients(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Before every optimizer step: clip each network's gradient on its own."""
+    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip each network's gradient on its own."""
         for group in optimizer.param_groups:
             gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
             total = torch.nn.utils.get_total_norm(gradients)

@@ -18,7 +18,8 @@ from sb3_hpo.arguments import check_arguments, check_policy, check_spelling, mak
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.distributions import mask_tensor
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
-from sb3_hpo.vec_env import HybridActionWrapper
+from sb3_hpo.shared_ppo import SharedPPO
+from sb3_hpo.vec_env import HybridActionWrapper, HybridVecEnv
 
 
 class TupleActions(OnPolicyAlgorithm):
@@ -28,7 +29,7 @@ class TupleActions(OnPolicyAlgorithm):
         super().__init__(*args, **kwargs | {"supported_action_spaces": (spaces.Tuple,)})
 
 
-class HybridPPO(PPO, TupleActions):
+class HybridPPO(SharedPPO, TupleActions):
     """
     Proximal Policy Optimization with hybrid actions, on any Gymnasium environment whose action space is
     ``Tuple(Discrete, Box)`` or ``Tuple(MultiDiscrete, Box)``; the environment need not be differentiable. The regime is
@@ -80,6 +81,8 @@ class HybridPPO(PPO, TupleActions):
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
         env = PPO._wrap_env(env, verbose, monitor_wrapper)
+        if isinstance(env.unwrapped, HybridVecEnv):
+            env.unwrapped.share()
         return env if is_vecenv_wrapped(env, HybridActionWrapper) else HybridActionWrapper(env)
 
     def get_env(self) -> VecEnv | None:

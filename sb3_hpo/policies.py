@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from hybrid_envs.checks import check_count
 from hybrid_envs.spaces import append_mask, box_bounds, factors_of, feasible_actions, split_hybrid_space, split_mask, unpack
 from sb3_hpo.distributions import Coupling, HybridDistribution, RegimeDistribution, mask_tensor
+from sb3_hpo.ranks import drawn, in_shares
 
 __all__ = [
     "Component",
@@ -416,7 +417,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         else:
             z = self._evaluate("continuous", obs)
         if noise_std:
-            z = z + noise_std * torch.randn_like(z)
+            z = z + noise_std * drawn(z.shape, partial(torch.randn, dtype=z.dtype, device=z.device))
         return self.tower(z)
 
     def points(self, obs: PyTorchObs, regime: torch.Tensor, noise_std: float = 0.0) -> torch.Tensor:
@@ -457,6 +458,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         log_prob = distribution.log_prob(actions)
         return append_mask(actions, action_masks), self.predict_values(obs), log_prob
 
+    @in_shares
     def evaluate_actions(self, obs: PyTorchObs, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         :param actions: packed, shape ``(batch, m + n)``, or ``(batch, m + n + ΣJ_f)`` with the masks they were chosen under
@@ -509,6 +511,7 @@ class DeterministicPointPolicy(HybridActorCriticPolicy):
     # linear path undamped, so that the Gaussian policy has none.
     default_linear_path = ("continuous",)
 
+    @in_shares
     def evaluate_actions(self, obs: PyTorchObs, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         # The point has no density, so the tower need not be evaluated.
         actions, mask = split_mask(actions, self.action_bounds.shape[1], self.factors.n_factors)

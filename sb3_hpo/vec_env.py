@@ -19,6 +19,51 @@ from hybrid_envs.checks import require_choice, require_finite, to_numpy
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.spaces import HybridAction, box_bounds, factors_of, feasible_actions
 from hybrid_envs.vector import HybridVectorEnv
+from sb3_hpo import ranks
+
+
+class SharedSimulator(HybridVectorEnv):
+    """
+    This rank's share of the scenarios. The starts and the noise of all are drawn by every rank, so that a scenario is the same
+    whoever simulates it.
+
+    :param env: as :class:`~hybrid_envs.vector.HybridVectorEnv`'s
+    :param n_scenarios: of all ranks together
+    :raises ValueError: if they are fewer than ranks
+    """
+
+    def __init__(self, env: HybridEnv, n_scenarios: int):
+        self.n_scenarios, self.share = n_scenarios, ranks.rows(n_scenarios)
+        if n_scenarios < ranks.count():
+            raise ValueError(f"{n_scenarios} scenarios cannot be shared by {ranks.count()} ranks: each needs one at least")
+        super().__init__(env, self.share.stop - self.share.start)
+
+    def _draw(self) -> tuple[Any, torch.Tensor]:
+        state, noise = self.env.sample_scenarios(self.n_scenarios, self.generator)
+        return type(state)(*(field[self.share] for field in state)), noise[:, self.share]
+
+    def _some(self, done: torch.Tensor) -> bool:
+        (some,) = ranks.any_of(bool(done.any()))
+        return some
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        :return: as :class:`~hybrid_envs.vector.HybridVectorEnv`'s, of all scenarios: whatever the number of ranks that go on
+        """
+        saved = super().state_dict()
+        if saved["state"] is not None:
+            for name, field in saved["state"].items():
+                (saved["state"][name],) = ranks.gather(self.n_scenarios, field)
+            (saved["noise"],) = ranks.gather(self.n_scenarios, saved["noise"], dim=1)
+        return saved
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        if saved["state"] is not None:
+            if (found := len(saved["state"]["period"])) != self.n_scenarios:
+                raise ValueError(f"{self.env.name}: {found} scenarios were saved, here are {self.n_scenarios}")
+            state = {name: field[self.share] for name, field in saved["state"].items()}
+            saved = saved | {"state": state, "noise": saved["noise"][:, self.share]}
+        super().load_state_dict(saved)
 
 
 class HybridVecEnv(VecEnv):
@@ -40,23 +85,34 @@ class HybridVecEnv(VecEnv):
         self._lengths = np.zeros(num_envs, dtype=int)
         super().__init__(num_envs, env.observation_space, env.action_space)
 
+    def share(self) -> None:
+        """
+        From now on, of several ranks, simulate this one's share, and show the arrays of all scenarios. Every rank has to step
+        it. Episodes that were running end.
+        """
+        if ranks.count() > 1 and not isinstance(self.simulator, SharedSimulator):
+            self.simulator = SharedSimulator(self.simulator.env, self.num_envs)
+
     def reset(self) -> VecEnvObs:
-        observation, _ = self.simulator.reset(seed=self._seeds[0])
+        self.simulator.reset(seed=self._seeds[0])
         self._reset_seeds()
         self._reset_options()
         self._returns[:], self._lengths[:] = 0.0, 0
-        return observation
+        (obs,) = self.everybody(self.simulator.observation())
+        return to_numpy(obs)
 
     def step_async(self, actions: Any) -> None:
         """
         :param actions: a list of ``(x, b)``, one per scenario, as ``predict`` returns it, checked against the action space;
-            or a batched :class:`HybridAction` of tensors, whose gradients then flow through the step
+            or a batched :class:`HybridAction` of tensors, of this rank's scenarios, whose gradients then flow through the step
         """
         if isinstance(actions, HybridAction):
             self._actions = actions
             return
         env, mask = self.simulator.env, self.simulator.regime_mask()
-        masks = [None] * self.num_envs if mask is None else mask.cpu().numpy()
+        if isinstance(self.simulator, SharedSimulator):
+            actions = actions[self.simulator.share]
+        masks = [None] * len(actions) if mask is None else mask.cpu().numpy()
         checked = [env.check_action(action, allowed) for action, allowed in zip(actions, masks, strict=True)]
         self._actions = HybridAction(
             torch.as_tensor(np.array([regime for regime, _ in checked]), device=env.device),
@@ -65,7 +121,8 @@ class HybridVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """
-        The step's torch result, before any reset, is left in ``self.result``.
+        The step's torch result, before any reset, is left in ``self.result``. It is that of this rank's scenarios, while the
+        arrays are of all.
 
         :raises FloatingPointError: if a state or cost is no longer finite
         """
@@ -73,15 +130,25 @@ class HybridVecEnv(VecEnv):
         self.result, done = self.simulator.advance(self._actions)
         require_finite(name, "observation", self.result.observation, period)
         require_finite(name, "reward", self.result.reward, period)
-        rewards, dones = to_numpy(self.result.reward), done.cpu().numpy()
+        obs, reward, all_done = self.everybody(self.simulator.observation(), self.result.reward, done)
+        rewards, dones = to_numpy(reward), all_done.cpu().numpy()
         infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
-        for row, episode in self.count(rewards, dones).items():
-            infos[row] = {
-                "terminal_observation": to_numpy(self.result.observation[row]),
-                "TimeLimit.truncated": bool(self.result.truncated[row]),
-                "episode": episode,
-            }
-        return to_numpy(self.simulator.observation()), rewards, dones, infos
+        if ended := self.count(rewards, dones):
+            final, truncated = self.everybody(self.result.observation, self.result.truncated)
+            for row, episode in ended.items():
+                infos[row] = {
+                    "terminal_observation": to_numpy(final[row]),
+                    "TimeLimit.truncated": bool(truncated[row]),
+                    "episode": episode,
+                }
+        return to_numpy(obs), rewards, dones, infos
+
+    def everybody(self, *own: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, ...]:
+        """
+        :param own: tensors of this rank's scenarios, which lie along ``dim``
+        :return: of all scenarios
+        """
+        return ranks.gather(self.num_envs, *own, dim=dim) if isinstance(self.simulator, SharedSimulator) else own
 
     def advance(self, action: HybridAction) -> None:
         """
@@ -142,6 +209,7 @@ class HybridVecEnv(VecEnv):
 
     def env_method(self, method_name: str, *method_args: Any, indices: Any = None, **method_kwargs: Any) -> list[Any]:
         if method_name == "action_masks" and (mask := self.simulator.regime_mask()) is not None:
+            (mask,) = self.everybody(mask)
             return list(mask.cpu().numpy()[self._indices(indices)])
         method = getattr(self.simulator.env, method_name)
         return [method(*method_args, **method_kwargs) for _ in self._indices(indices)]

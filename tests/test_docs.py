@@ -33,6 +33,7 @@ CONTEXT = {
     "getting_started.md": SHORT,
     "index.md": SHORT,
     "checkpoints.md": SHORT,
+    "many_processes.md": SHORT,
     "backtest.md": "",
     "deploy.md": SHORT,
     "tensorboard.md": SHORT + "import numpy as np\n" + snippets()[0],

@@ -1,5 +1,6 @@
 """When a checkpoint is written, and how: so that a kill at any moment leaves one that can be read."""
 
+import contextlib
 import io
 import os
 import pickle
@@ -18,7 +19,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from hybrid_envs.checks import check_count
-from sb3_hpo.checkpoint.run_state import callback_tree, difference, identity, load_run_state, run_state
+from sb3_hpo import ranks
+from sb3_hpo.callback_tree import callback_tree
+from sb3_hpo.checkpoint.run_state import difference, identity, load_run_state, run_state
 
 FORMAT = 1
 """Of the file; a file of another format is refused."""
@@ -50,7 +53,7 @@ class ExactCheckpointCallback(BaseCallback):
     :raises OSError: when training starts, if the folder cannot be written to
     """
 
-    reads_arrays = False
+    reads_arrays, idle_at_steps = False, True
 
     model: PPO
 
@@ -82,15 +85,19 @@ class ExactCheckpointCallback(BaseCallback):
             raise OSError(f"there is no folder {self.folder} for checkpoints, and it cannot be made: {error}") from error
         self._identity = identity(self.model, self.locals["callback"])
         self._saved_at, self._to_resume, self._between_iterations = None, None, True
-        found = newest_checkpoint(self.folder)
+        self.model._way_back = (  # type: ignore[attr-defined]
+            f"Resumed, with any number of ranks, it goes on from the newest checkpoint in {self.folder}"
+        )
+        found = ranks.from_main(newest_checkpoint(self.folder) if ranks.is_main() else None)
         if found is None:
             return
         path, content = found
         _require_same_run(path, content, self._identity)
-        _warn_of_differences(path, content, self.locals["total_timesteps"], str(self.model.device))
+        if ranks.is_main():
+            _warn_of_differences(path, content, self.locals["total_timesteps"], str(self.model.device))
         self._to_resume, self._saved_at = content["state"], content["num_timesteps"]
         self._resume()
-        if self.verbose:
+        if self.verbose and ranks.is_main():
             print(f"Resumed from {path} at {self.model.num_timesteps} of {self.locals['total_timesteps']} steps")
 
     def _resume(self) -> None:
@@ -114,8 +121,10 @@ class ExactCheckpointCallback(BaseCallback):
 
     def _on_training_end(self) -> None:
         # If a callback stopped training, it did so in the middle of a rollout.
-        if self._between_iterations and self.model.num_timesteps != self._saved_at:
-            self._try_to_save()
+        with contextlib.suppress(ranks.RankLostError):  # rl_zoo3 announces the end after that too
+            (due,) = ranks.any_of(self._between_iterations and self.model.num_timesteps != self._saved_at)
+            if due:
+                self._try_to_save()
 
     def _on_step(self) -> bool:
         return True
@@ -137,8 +146,12 @@ class ExactCheckpointCallback(BaseCallback):
             "total_timesteps": self.locals["total_timesteps"],
             "state": run_state(self.model, self.locals["callback"]),
         }
-        write_checkpoint(path, content)
+        if ranks.is_main():
+            self._write(path, content)
         self._saved_at = self.model.num_timesteps
+
+    def _write(self, path: Path, content: dict[str, Any]) -> None:
+        write_checkpoint(path, content)
         # Files of later steps could not be read, else the run would have gone on from them.
         files = sorted(self.folder.glob(PATTERN))
         at = files.index(path)
@@ -263,6 +276,7 @@ def _platform(device: str) -> dict[str, Any]:
         "stable_baselines3": stable_baselines3.__version__,
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "ranks": ranks.count(),
         "device": device,
     }
 

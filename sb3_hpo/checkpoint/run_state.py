@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import random
 from abc import ABC
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -33,7 +32,9 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, VecNormalize, VecTransposeImage
 
 from hybrid_envs.wrappers import FlatActionWrapper
-from sb3_hpo.callbacks import CostCallback, GradientQualityCallback, PeriodicCallback, callback_tree
+from sb3_hpo.callback_tree import callback_tree
+from sb3_hpo.callbacks import CostCallback, GradientQualityCallback, PeriodicCallback
+from sb3_hpo.ranks import load_random_state, random_state
 from sb3_hpo.vec_env import HybridActionWrapper
 
 MODEL = (
@@ -155,26 +156,6 @@ def load_run_state(model: PPO, callback: BaseCallback, saved: dict[str, Any]) ->
         if count is not None:
             model.logger.name_to_count[name] = count
     load_random_state(model.device, saved["random"])
-
-
-def random_state(device: torch.device) -> dict[str, Any]:
-    """
-    :return: the states of the global generators: Python's, numpy's and torch's
-    """
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def load_random_state(device: torch.device, saved: dict[str, Any]) -> None:
-    random.setstate(saved["python"])
-    np.random.set_state(saved["numpy"])
-    torch.set_rng_state(saved["torch"])
-    if saved["cuda"] is not None:
-        torch.cuda.set_rng_state(saved["cuda"], device)
 
 
 def attributes(owner: Any, names: Iterable[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ what reads a saved run.
 import argparse
 import importlib
 import os
+import random
 import runpy
 import sys
 import traceback
@@ -42,16 +43,44 @@ def parse_args(self: argparse.ArgumentParser, *args: Any, **options: Any) -> Any
     if folder := getattr(values, "resume", None):
         if len(sys.argv) > 3 or (sys.argv[1:2] == [f"--resume={folder}"] and len(sys.argv) > 2):
             self.error("--resume stands alone: everything else is as when the run was started")
-        from sb3_hpo.zoo.manager import saved_command
-
-        values = _parse_args(self, saved_command(folder))
-        values.resume = folder
+        values = as_when_started(self, folder)
+    elif sys.argv[0].endswith(" train"):
+        values = as_one(self, values)
     model = getattr(values, "trained_agent", "")
     if model and not (model.endswith(".zip") and os.path.isfile(model)):
         self.error(f"--trained-agent: there is no model file {model!r} (it must end in .zip)")
     for module in getattr(values, "gym_packages", []):
         importlib.import_module(module)
     vars(parsed).update(vars(values))
+    return values
+
+
+def as_when_started(parser: argparse.ArgumentParser, folder: str) -> Any:
+    """
+    :return: the arguments of a run that is to be resumed
+    """
+    from sb3_hpo.zoo.manager import saved_command
+
+    values = _parse_args(parser, saved_command(folder))
+    values.resume = folder
+    return values
+
+
+def as_one(parser: argparse.ArgumentParser, values: Any) -> Any:
+    """
+    What several ranks that torchrun has started have to agree on: the seed; and, if torchrun has started them again after one
+    was lost, the run that they were at.
+    """
+    from sb3_hpo import ranks
+    from sb3_hpo.zoo.manager import run_begun_by
+
+    if ranks.count() > 1:
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+            begun = ranks.from_main(run_begun_by(sys.argv[1:], Path(values.log_folder, values.algo)))
+            if begun is not None:
+                return as_when_started(parser, begun)
+        if values.seed < 0:
+            values.seed = ranks.from_main(random.randrange(2**32 - 1))
     return values
 
 
@@ -67,10 +96,14 @@ def complain(self: argparse.ArgumentParser, message: str) -> NoReturn:
 def train() -> None:
     import rl_zoo3.train
 
+    from sb3_hpo import ranks
     from sb3_hpo.zoo.manager import StoreValues, ZooManager
 
-    with replaced(rl_zoo3.train, ExperimentManager=ZooManager, StoreDict=StoreValues):
-        rl_zoo3.train.train()
+    with ranks.started_by_torchrun(), contextlib.ExitStack() as stack:
+        if not ranks.is_main():
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        with replaced(rl_zoo3.train, ExperimentManager=ZooManager, StoreDict=StoreValues):
+            rl_zoo3.train.train()
 
 
 def tune() -> None:
@@ -297,7 +330,10 @@ def in_training(error: Exception) -> bool:
     from stable_baselines3.common.callbacks import BaseCallback
 
     from sb3_hpo.hpo import HPO
+    from sb3_hpo.ranks import RankLostError
 
+    if isinstance(error, RankLostError):  # which says all there is to say
+        return False
     frames = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     learning = {ExperimentManager.learn.__code__, ExperimentManager.objective.__code__, HPO.learn.__code__}
     return bool(frames & learning) and BaseCallback.on_training_start.__code__ not in frames

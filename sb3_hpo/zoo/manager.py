@@ -30,6 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
+from sb3_hpo import ranks
 from sb3_hpo.arguments import argument_names, check_name, check_policy, make_schedule
 from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback
 from sb3_hpo.checkpoint import ExactCheckpointCallback
@@ -190,7 +191,7 @@ class SaveBeside(BaseCallback):
     :param zip_path: of SB3's file
     """
 
-    reads_arrays = False
+    reads_arrays, on_rank_0 = False, True
 
     def __init__(self, zip_path: str | Path):
         super().__init__()
@@ -204,7 +205,7 @@ class SaveBeside(BaseCallback):
 class SafeCheckpointCallback(CheckpointCallback):
     """SB3's, which saves the model as plain data too."""
 
-    reads_arrays = False
+    reads_arrays, on_rank_0 = False, True
 
     def _on_step(self) -> bool:
         proceed = super()._on_step()
@@ -222,6 +223,7 @@ class ZooManager(ExperimentManager):
     - HPO trains on one batched simulation of ``n_envs`` scenarios, whose episodes are written to ``0.monitor.csv``
       (``1.monitor.csv`` after a resume).
     - ``config.yml`` and ``args.yml`` are plain YAML.
+    - Of several ranks that torchrun has started, the first writes.
 
     :param args: the parsed command line
     :param algo: a key of rl_zoo3's ``ALGOS``
@@ -232,6 +234,9 @@ class ZooManager(ExperimentManager):
     def __init__(self, args: argparse.Namespace, algo: str, env_id: str, *rest: Any, **options: Any):
         options["config"] = options["config"] or default_config(algo, env_id)
         super().__init__(args, algo, env_id, *rest, **options)
+        if ranks.count() > 1 and (algo not in OWN or self.optimize_hyperparameters):
+            raise ValueError("several ranks can train HPO and HybridPPO only, and not tune them")
+        self.save_path, self.params_path = ranks.from_main((self.save_path, self.params_path))
         self.entry: str | None = getattr(args, "entry", None)
         self.resumed = getattr(args, "resume", None) is not None
         if self.resumed:
@@ -318,6 +323,7 @@ class ZooManager(ExperimentManager):
         work of their Monitors; evaluation environments have one too, because SB3 compares the wrappers of both.
         """
         check_env_kwargs(self.env_name.gym_id, self.eval_env_kwargs if eval_env else self.env_kwargs)
+        no_log = no_log or not ranks.is_main()
         if not issubclass(ALGOS[self.algo], HPO):
             return super().create_envs(n_envs, eval_env, no_log)
         if self.monitor_kwargs.get("info_keywords"):
@@ -346,7 +352,7 @@ class ZooManager(ExperimentManager):
 
     def _save_config(self, saved_hyperparams: dict[str, Any]) -> None:
         """With what ``--resume`` needs: the command line, its random seed, and the config as it is now."""
-        if self.resumed:
+        if self.resumed or not ranks.is_main():
             return
         super()._save_config(saved_hyperparams)
         if self.checkpoint_freq:
@@ -359,6 +365,8 @@ class ZooManager(ExperimentManager):
             Path(self.params_path, name).write_text(yaml.dump(dict(content), Dumper=PlainDumper), encoding="utf-8")
 
     def save_trained_model(self, model: BaseAlgorithm) -> None:
+        if not ranks.is_main():
+            return
         super().save_trained_model(model)
         save_beside(model, Path(self.save_path, f"{self.env_name}.zip"))
 
@@ -404,6 +412,17 @@ def saved_command(folder: str) -> list[str]:
         raise ValueError(f"--resume: there is no run with checkpoints in {folder!r} ({file} is missing)") from None
     except ValueError as error:
         raise ValueError(f"--resume: {file} cannot be read: {error}") from error
+
+
+def run_begun_by(command: list[str], folder: Path) -> str | None:
+    """
+    :param command: the arguments of this process
+    :param folder: of an algorithm's runs
+    :return: the newest run that was started with them, as by torchrun before it starts them again; ``None`` if there is none
+    """
+    files = sorted(folder.glob(f"*/{CHECKPOINTS}/command.json"), key=os.path.getmtime, reverse=True)
+    begun = (file for file in files if json.loads(file.read_text(encoding="utf-8"))[: len(command)] == command)
+    return next((str(file.parents[1]) for file in begun), None)
 
 
 class StoreValues(StoreDict):
