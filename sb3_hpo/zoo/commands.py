@@ -6,6 +6,7 @@ what reads a saved run.
 """
 
 import argparse
+import contextlib
 import importlib
 import os
 import random
