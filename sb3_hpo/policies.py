@@ -23,6 +23,7 @@ __all__ = [
     "DeterministicPointPolicy",
     "HybridActorCriticPolicy",
     "HybridMultiInputPolicy",
+    "LawMixture",
     "QuadraticPath",
     "Tower",
 ]
