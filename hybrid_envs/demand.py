@@ -101,6 +101,14 @@ def check_calendar(calendar: Mapping[str, float | None] | None) -> dict[str, flo
     return dict(calendar)
 
 
+def check_split(split: str | None) -> None:
+    """
+    :raises ValueError: unless it is ``None`` or one of :data:`SPLITS`
+    """
+    if split is not None and split not in SPLITS:
+        raise ValueError(f"split must be None or one of {', '.join(map(repr, SPLITS))}, got {split!r}")
+
+
 def part_of_split(n_periods: int, split: str | None, shares: Sequence[float]) -> tuple[int, int, int]:
     """
     :param split: one of :data:`SPLITS`, or ``None`` for all periods
@@ -109,10 +117,9 @@ def part_of_split(n_periods: int, split: str | None, shares: Sequence[float]) ->
     :raises ValueError: for another split, and unless the shares are three positive numbers that add up to 1
     """
     ends = split_ends(n_periods, shares)
+    check_split(split)
     if split is None:
         return 0, n_periods, n_periods
-    if split not in SPLITS:
-        raise ValueError(f"split must be None or one of {', '.join(map(repr, SPLITS))}, got {split!r}")
     part = SPLITS.index(split)
     return ends[part], ends[part + 1], ends[1]
 
@@ -214,6 +221,7 @@ def read_demand(
     """
     check_count("horizon", horizon)
     check_count("history", history, minimum=0)
+    check_split(split)
     if n_items is not None:
         check_count("n_items", n_items)
     windows: Windows | None = None

@@ -65,8 +65,13 @@ def tune(storage: str, total: int, killed: bool = False) -> None:
     :param killed: by SIGKILL in the midst of its first trial, between simulation and update
     """
     if killed:
-        HPO.train = lambda self: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+        HPO.train = die  # type: ignore[method-assign]
     main(command(storage, total))
+
+
+def die(self: HPO) -> None:
+    Path("begun").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def start(storage: str, total: int, killed: bool = False) -> multiprocessing.Process:
@@ -94,7 +99,11 @@ def check(trials: list[FrozenTrial], total: int) -> None:
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_of_four_processes_one_is_killed_and_the_others_run_its_trial_again(storage: str, folder: Path) -> None:
-    processes = [start(storage, total=6, killed=number == 0) for number in range(4)]
+    processes = [start(storage, total=6, killed=True)]
+    while not Path("begun").exists():  # or the others might have done it all
+        assert processes[0].is_alive() or Path("begun").exists()
+        time.sleep(0.1)
+    processes += [start(storage, total=6) for _ in range(3)]
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [-signal.SIGKILL, 0, 0, 0]
