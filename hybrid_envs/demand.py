@@ -116,23 +116,15 @@ def part_of_split(n_periods: int, split: str | None, shares: Sequence[float]) ->
         part, or without a split all of it
     :raises ValueError: for another split, and unless the shares are three positive numbers that add up to 1
     """
-    ends = split_ends(n_periods, shares)
-    check_split(split)
-    if split is None:
-        return 0, n_periods, n_periods
-    part = SPLITS.index(split)
-    return ends[part], ends[part + 1], ends[1]
-
-
-def split_ends(n_periods: int, shares: Sequence[float]) -> list[int]:
-    """
-    :return: where the parts of a split begin, and where the last one ends
-    :raises ValueError: unless the shares are three positive numbers that add up to 1
-    """
     parts = check_array("split_shares", shares, (len(SPLITS),), above=0.0)
     if np.ndim(shares) != 1 or abs(parts.sum() - 1) > 1e-9:
         raise ValueError(f"split_shares must be three numbers that add up to 1, got {shares!r}")
-    return [0, *np.rint(np.cumsum(parts) * n_periods).astype(int).tolist()]
+    check_split(split)
+    if split is None:
+        return 0, n_periods, n_periods
+    ends = [0, *np.rint(np.cumsum(parts) * n_periods).astype(int).tolist()]
+    part = SPLITS.index(split)
+    return ends[part], ends[part + 1], ends[1]
 
 
 def demand_scenarios(source: np.ndarray | str | Path, n_items: int | None, horizon: int) -> np.ndarray:

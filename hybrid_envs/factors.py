@@ -175,6 +175,11 @@ class RegimeFactors:
         shuffled = [turn[torch.randperm(rows, generator=generator, device=generator.device)] for _ in self.sizes]
         return torch.stack(shuffled, dim=1) % torch.tensor(self.sizes, device=generator.device)
 
+    @property
+    def n_deviations(self) -> int:
+        """D = 1 + Σ(J_f - 1), as many as :meth:`deviations` returns."""
+        return 1 + sum(size - 1 for size in self.sizes)
+
     def deviations(self, regime: torch.Tensor) -> torch.Tensor:
         """
         A regime and all that differ from it in one factor.

@@ -109,8 +109,7 @@ class Lookahead:
         :return: x, shape ``(batch,)`` or ``(batch, m)``, and b, shape ``(batch, n)``
         """
         deadline = time.perf_counter() + (self.time_limit or np.inf)
-        deviations = 1 + sum(size - 1 for size in self.env.factors.sizes)
-        size = max(1, ROWS_AT_ONCE // (deviations * self.n_scenarios))
+        size = max(1, ROWS_AT_ONCE // (self.env.factors.n_deviations * self.n_scenarios))
         batch = len(state.period)
         _, noise = self.env.sample_scenarios(self.n_scenarios * batch, self.generator)
         decisions = []
@@ -164,7 +163,7 @@ class Lookahead:
         env, policy = self.env, self.model.policy
         start, noise = env.sample_scenarios(n_episodes, self.generator)
         episode, found = Episode(env, start), []
-        size = max(1, ROWS_AT_ONCE // (1 + sum(size - 1 for size in env.factors.sizes)))
+        size = max(1, ROWS_AT_ONCE // env.factors.n_deviations)
         for age in range(env.horizon):
             if not episode.alive.any():
                 break

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hybrid_envs.backtest import Backtest, Ledger
-from hybrid_envs.demand import SPLITS, check_calendar, split_ends
+from hybrid_envs.demand import SPLITS, check_calendar, part_of_split
 from hybrid_envs.evaluation import Policy, ReferencePolicy
 from hybrid_envs.inventory.env import HybridInventoryEnv
 from hybrid_envs.inventory.forecast import ForecastSS
@@ -52,7 +52,7 @@ class InventoryBacktest(Backtest):
         calendar = check_calendar(self.arguments.get("calendar"))
         self.file = read_sales_file(self.path, tuple(calendar), self.arguments.get("dates"))
         self.items, self.unit = self.file.items, self.file.unit
-        self.ends = split_ends(len(self.file.sales), self.arguments.get("split_shares", (0.6, 0.2, 0.2)))
+        self.shares = self.arguments.get("split_shares", (0.6, 0.2, 0.2))
         self.seasons = _seasons(self.file.calendar, calendar)
         least = min(self.rows(part)[1] - self.rows(part)[0] for part in SPLITS[1:])
         self.block = max(4, env.lead_time + 1, least // 10)
@@ -68,8 +68,8 @@ class InventoryBacktest(Backtest):
         """
         :return: the first row of a part, and the one after its last
         """
-        k = SPLITS.index(part)
-        return self.ends[k], self.ends[k + 1]
+        first, last, _ = part_of_split(len(self.file.sales), part, self.shares)
+        return first, last
 
     def periods(self, part: str) -> list[str]:
         return self.file.periods[slice(*self.rows(part))]
@@ -88,7 +88,7 @@ class InventoryBacktest(Backtest):
                 yield "periodic (R, S)", PeriodicReview.best(env)
                 yield "total demand trigger", TotalDemandTrigger.best(env)
                 yield "can-order (s, c, S)", CanOrder.best(env)
-        n_train = self.ends[1]
+        _, n_train = self.rows("train")
         for season in (None, *self.seasons):
             history = max(self.env.history, FORECAST_HISTORY, season or 0)
             if (season or history) <= self.env.lead_time or history + self.env.horizon > n_train:

@@ -19,6 +19,7 @@ from sb3_hpo.backtest.report import write_report
 from sb3_hpo.callbacks import PeriodicCallback
 from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.checkpoint.files import write_whole
+from sb3_hpo.checkpoint.run_state import describe, difference
 from sb3_hpo.export import export_onnx
 from sb3_hpo.hpo import HPO
 from sb3_hpo.safe_files import load_safe, save_safe
@@ -139,21 +140,15 @@ def settings(env: gym.Env, plan: Plan) -> dict[str, Any]:
     :return: all that a run depends on, as plain data, files by what they hold
     """
     assert env.spec is not None
-    arguments = {name: _described(value) for name, value in env.spec.kwargs.items()}
+    arguments = {name: _argument(value) for name, value in env.spec.kwargs.items()}
     training = {"n_timesteps": plan.n_timesteps, "every": plan.every, "seed": plan.seed}
-    return {"env": env.spec.id, "arguments": arguments, "training": training, "hyperparams": _described(plan.hyperparams)}
+    return {"env": env.spec.id, "arguments": arguments, "training": training, "hyperparams": describe(dict(plan.hyperparams))}
 
 
-def _described(value: Any) -> Any:
+def _argument(value: Any) -> Any:
     if isinstance(value, str | Path) and Path(value).is_file():
         return {"file": str(value), "sha256": hashlib.sha256(Path(value).read_bytes()).hexdigest()}
-    if isinstance(value, Mapping):
-        return {str(name): _described(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [_described(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    return value if isinstance(value, bool | int | float | str | None) else str(value)
+    return describe(value)
 
 
 def claim(folder: Path, wanted: dict[str, Any]) -> None:
@@ -171,19 +166,13 @@ def claim(folder: Path, wanted: dict[str, Any]) -> None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    if found != json.loads(json.dumps(wanted)):
-        where, before, now = _difference(found, json.loads(json.dumps(wanted)), "")
+    differing = difference(found, wanted, "")
+    if differing is not None:
+        where, before, now = differing
         raise ValueError(
-            f"{folder} is of another backtest: {where} was {before!r} there and is {now!r} here; name another folder"
+            f"{folder} is of another backtest: {where.lstrip('.')} was {before!r} there and is {now!r} here; "
+            "name another folder"
         )
-
-
-def _difference(found: Any, wanted: Any, where: str) -> tuple[str, Any, Any]:
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        for name in {**found, **wanted}:
-            if found.get(name) != wanted.get(name):
-                return _difference(found.get(name), wanted.get(name), f"{where}.{name}".lstrip("."))
-    return where, found, wanted
 
 
 # ---- what is told of it ----------------------------------------------------------------------------------------------

@@ -309,7 +309,7 @@ def _env_identity(venv: VecEnv) -> dict[str, Any]:
         if base.has_attr(name):
             values = base.get_attr(name)
             columns[name] = [value and value.kwargs for value in values] if name == "spec" else values
-    instances = [dict(zip(columns, map(_describe, row), strict=True)) for row in zip(*columns.values(), strict=True)]
+    instances = [dict(zip(columns, map(describe, row), strict=True)) for row in zip(*columns.values(), strict=True)]
     return {
         "n_envs": venv.num_envs,
         "instances": instances if any(instance != instances[0] for instance in instances) else instances[:1],
@@ -322,14 +322,16 @@ def _settings(owner: Any, leave_out: Iterable[str] = ()) -> dict[str, Any]:
     """The public attributes of an object that are numbers, strings, schedules, or lists or dicts of such."""
     kinds = (bool, int, float, str, type(None), list, dict, FloatSchedule)
     return {
-        name: _describe(value)
+        name: describe(value)
         for name, value in vars(owner).items()
         if isinstance(value, kinds) and not name.startswith("_") and name not in leave_out
     }
 
 
-def _describe(value: Any) -> Any:
-    """Plain data by which two values can be told apart; of large arrays a digest, of objects the class."""
+def describe(value: Any) -> Any:
+    """
+    :return: plain data by which two values can be told apart; of large arrays a digest, of objects the class
+    """
     if isinstance(value, bool | int | float | str | None):
         return value
     if isinstance(value, FloatSchedule):
@@ -340,11 +342,11 @@ def _describe(value: Any) -> Any:
             return array.tolist()
         return f"array of shape {array.shape}, sha256 {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _describe({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        return describe({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     if isinstance(value, dict):
-        return {str(key): _describe(entry) for key, entry in value.items()}
+        return {str(key): describe(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_describe(entry) for entry in value]
+        return [describe(entry) for entry in value]
     if isinstance(value, PurePath):
         return str(value)
     return getattr(value, "__qualname__", f"{type(value).__name__} object")
