@@ -78,6 +78,13 @@ class Backtest(ABC):
         :return: what no policy can undercut from these states in total, whatever it knows, shape ``(runs,)``
         """
 
+    def earnings(self, part: str) -> float:
+        """
+        :return: what sales would earn per period if all demand were met, before the costs of the ledger, in which what is lost
+            of it has to be; 0 unless the problem says what a sale earns
+        """
+        return 0.0
+
 
 @singledispatch
 def recorded_problem(env: gym.Env) -> Backtest | None:

@@ -51,6 +51,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
     ("HybridUnitCommitment-v0", {"n_generators": 4, "commitments": "free"}),
     ("HybridInventory-v0", {"n_items": 3, "minor_fixed_cost": [20.0, 0.0, 50.0]}),
     ("HybridInventory-v0", {"n_items": 2, "history": 3, "lost_sales": True, "censored": True, "zero_share": 0.3}),
+    ("HybridInventory-v0", {"n_items": 2, "lost_sales": True, "margin": Uniform(2.0, 5.0)}),
     ("HybridInventory-v0", {"n_items": 2, "mean_demand": Uniform(6.0, 14.0), "fixed_cost": Uniform(50.0, 200.0)}),
     (
         "HybridDualSourcing-v0",

@@ -107,7 +107,11 @@ class InventoryBacktest(Backtest):
     def bound(self, part: str) -> np.ndarray:
         programme = PerfectReplenishment(self.env)
         demand = self.file.sales[slice(*self.rows(part))]
-        return np.array([programme.solve(demand, stock.double().numpy()).bound for stock in self._shelves[part]])
+        costs = np.array([programme.solve(demand, stock.double().numpy()).bound for stock in self._shelves[part]])
+        return costs + len(demand) * self.earnings(part)
+
+    def earnings(self, part: str) -> float:
+        return float((self.file.sales[slice(*self.rows(part))] * self.env.params.margin).sum(axis=1).mean())
 
     # ---- how it is played ----------------------------------------------------------------------------------------------
 
@@ -181,6 +185,8 @@ class InventoryBacktest(Backtest):
             "shortage": params.underage_cost * np.maximum(-left, 0),
             "orders": joins * (params.item_fixed_cost + params.fixed_cost / np.maximum(joins.sum(axis=2, keepdims=True), 1)),
         }
+        if self.env.earns:
+            costs["lost margin"] = params.margin * np.maximum(-left, 0)
         return Ledger(needed, np.clip(held, 0, needed), held, sent, costs), state
 
 

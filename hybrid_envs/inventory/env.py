@@ -18,7 +18,7 @@ from hybrid_envs.spaces import HybridAction
 REFERENCE_FIXED_COST_PER_ITEM = 64.0
 OBSERVED = ("underage_cost", "holding_cost", "mean_demand")
 """Arguments that are observed beside stock, whether they vary or not."""
-ITEM_COSTS = ("holding_cost", "underage_cost", "minor_fixed_cost")
+ITEM_COSTS = ("holding_cost", "underage_cost", "minor_fixed_cost", "margin")
 """Columns of a table of costs."""
 
 
@@ -34,6 +34,13 @@ class InventoryParams:
     lost_sales: bool
     minor_fixed_cost: np.ndarray | None
     """``None`` where an order is for all items or none."""
+    margin: np.ndarray
+    """0 where the objective is cost alone."""
+
+    @property
+    def shortage_cost(self) -> np.ndarray:
+        """What a unit short costs with the margin that is lost, shape ``(n_items,)``."""
+        return self.underage_cost + self.margin
 
     @property
     def item_fixed_cost(self) -> np.ndarray:
@@ -49,7 +56,7 @@ def lot_size(params: InventoryParams) -> np.ndarray:
     :return: shape ``(n_items,)``
     """
     share = params.fixed_cost / len(params.mean_demand) + params.item_fixed_cost
-    holding_cost = np.maximum(params.holding_cost, 1e-3 * params.underage_cost)  # free storage has no economic lot size
+    holding_cost = np.maximum(params.holding_cost, 1e-3 * params.shortage_cost)  # free storage has no economic lot size
     quantity = np.sqrt(2 * share * params.mean_demand / np.maximum(holding_cost, 1e-9))
     return np.clip(quantity, params.mean_demand, 100 * params.mean_demand)
 
@@ -99,8 +106,9 @@ class HybridInventoryEnv(ReplenishmentEnv):
 
     ## Rewards
     Minus the period's cost, Σ_i [h_i (I_i - D_i)^+ + u_i (D_i - I_i)^+] + K·1{x = 1}. With minor costs K is paid if any item
-    is on the order, and k_i for each that is, however much of it is ordered: z (K max_i y_i + Σ_i k_i y_i). Results are quoted
-    by :meth:`figure_of_merit`: mean cost per item and period, the first 16 periods left out.
+    is on the order, and k_i for each that is, however much of it is ordered: z (K max_i y_i + Σ_i k_i y_i). With a ``margin``
+    the reward is the profit: what is sold earns Σ_i m_i min(D_i, I_i) besides. Results are quoted by :meth:`figure_of_merit`:
+    mean cost per item and period, the first 16 periods left out; profit is a negative cost.
 
     ## Starting State
     Nothing on hand unless there is a ``starting_stock``, and nothing on order. What differs from scenario to scenario is
@@ -125,6 +133,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
     :param fixed_cost: K per order; 64 per item unless given
     :param minor_fixed_cost: k, what each item on an order costs beside K, scalar or ``(n_items,)``, at least 0; unless given
         an order is for all items or none, and costs K
+    :param margin: m, what a unit that is sold earns over its purchase cost, scalar or ``(n_items,)``, at least 0. It needs
+        ``lost_sales``: what is backlogged is sold all the same, so that margins are a constant there
     :param lead_time: periods from order to availability, at least 1
     :param horizon: T, periods of an episode
     :param lost_sales: whether unmet demand is lost instead of backlogged
@@ -132,8 +142,8 @@ class HybridInventoryEnv(ReplenishmentEnv):
         ``(scenarios, periods, n_items)``, or the path of a CSV file with a header of item names and one row per period
     :param demand_std: standard deviation of normal demand, scalar or ``(n_items,)``; √μ unless given
     :param instances: a table with one row for each product: a CSV file's path, or columns by name. Columns are
-        ``mean_demand``, ``holding_cost``, ``underage_cost``, ``minor_fixed_cost``, ``demand_std``, with one item also
-        ``fixed_cost``; ``item`` may name the product. Each item of a scenario draws a row, with replacement
+        ``mean_demand``, ``holding_cost``, ``underage_cost``, ``minor_fixed_cost``, ``margin``, ``demand_std``, with one item
+        also ``fixed_cost``; ``item`` may name the product. Each item of a scenario draws a row, with replacement
     :param zero_share: the probability that a period has no demand for an item at all, of demand that is no data; when there is
         any, its mean is μ / (1 - zero_share), so that μ remains the mean
     :param history: how many past periods of demand are observed
@@ -148,7 +158,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
     :param resampled: if it is not 0, so many windows of resampled sales take the place of the recorded ones in training: the
         level of the season by the calendar, times what sales were to it in other periods, in blocks of them
     :param costs: a CSV file with one row for each item of the file of sales, named in a column ``item`` in the same order, and
-        columns ``holding_cost``, ``underage_cost``, ``minor_fixed_cost``
+        columns ``holding_cost``, ``underage_cost``, ``minor_fixed_cost``, ``margin``
     :param starting_stock: what is on hand of each item in the first period, in periods of its mean demand. A distribution lets
         a policy train from the shelves that it may have to take over
     :param render_mode: ``None`` or ``"rgb_array"``
@@ -172,6 +182,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
         underage_cost: Drawable | None = None,
         fixed_cost: Drawable | None = None,
         minor_fixed_cost: Drawable | None = None,
+        margin: Drawable | None = None,
         lead_time: int = 2,
         horizon: int = 100,
         lost_sales: bool = False,
@@ -199,6 +210,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
                 "underage_cost": underage_cost,
                 "fixed_cost": fixed_cost,
                 "minor_fixed_cost": minor_fixed_cost,
+                "margin": margin,
                 "demand_std": demand_std,
             },
             instances,
@@ -207,6 +219,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
         )
         holding_cost, underage_cost = drawn.typical["holding_cost"], drawn.typical["underage_cost"]
         fixed_cost, minor_fixed_cost = drawn.typical["fixed_cost"], drawn.typical["minor_fixed_cost"]
+        margin = drawn.typical["margin"]
         read = read_demand(
             demand,
             ("poisson", "normal"),
@@ -228,7 +241,9 @@ class HybridInventoryEnv(ReplenishmentEnv):
             raise ValueError(f"zero_share = {zero_share} is of a distribution, but demand is data")
         if check_switch("censored", censored) and not (lost_sales and history):
             raise ValueError(f"censored = True needs lost_sales = True and history > 0, got {lost_sales} and {history}")
-        self.censored = censored
+        if margin is not None and not lost_sales:
+            raise ValueError(f"margin = {margin} needs lost_sales = True: what is backlogged is sold all the same")
+        self.censored, self.earns = censored, margin is not None
         n_items = len(read.mean)
         if holding_cost is None:
             holding_cost = np.random.RandomState(73).uniform(0.7, 1.3, n_items)
@@ -248,6 +263,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
                 if minor_fixed_cost is None
                 else check_array("minor_fixed_cost", minor_fixed_cost, (n_items,), at_least=0.0)
             ),
+            margin=check_array("margin", 0.0 if margin is None else margin, (n_items,), at_least=0.0),
         )
         self.itemised = minor_fixed_cost is not None
         drawn.lay_out(n_items, shared=("fixed_cost",))
@@ -275,6 +291,7 @@ class HybridInventoryEnv(ReplenishmentEnv):
         )
         self.fixed_cost = torch.tensor([self.params.fixed_cost], dtype=self.dtype)
         self.minor_fixed_cost = torch.tensor(self.params.item_fixed_cost, dtype=self.dtype)
+        self.margin = torch.tensor(self.params.margin, dtype=self.dtype)
 
     def transition(self, state: StockState, action: HybridAction, noise: torch.Tensor) -> StockState:
         on_hand = state.stock[:, 0]
@@ -288,9 +305,9 @@ class HybridInventoryEnv(ReplenishmentEnv):
         on_order = self.on_order(action)
         ordering = (self.parameter("fixed_cost", state) * on_order.amax(dim=1, keepdim=True)).squeeze(1)
         cost = self.running_cost(state, state.stock[:, 0] - noise) + ordering
-        if not self.itemised:
-            return -cost
-        return -(cost + weighted(on_order.to(self.dtype), self.parameter("minor_fixed_cost", state)))
+        if self.itemised:
+            cost = cost + weighted(on_order.to(self.dtype), self.parameter("minor_fixed_cost", state))
+        return weighted(noise.minimum(state.stock[:, 0]), self.parameter("margin", state)) - cost if self.earns else -cost
 
     def observation(self, state: StockState) -> torch.Tensor:
         constants = self.observed(state, (*OBSERVED, *self.observed_too))

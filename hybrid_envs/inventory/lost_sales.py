@@ -99,7 +99,7 @@ class LostSalesOptimum(ReferencePolicy):
     shift, cumulative orders keep their expectation, and stay in the same piece, in which costs are linear.
 
     :param env: the problem
-    :raises ValueError: for several items, backlog, demand that is not Poisson, costs h or u of 0, instances that differ from
+    :raises ValueError: for several items, backlog, demand that is not Poisson, h or u + m of 0, instances that differ from
         scenario to scenario, and where the states are too many
     """
 
@@ -109,7 +109,7 @@ class LostSalesOptimum(ReferencePolicy):
         if env.n_items != 1 or not params.lost_sales or env.demand != "poisson":
             got = f"n_items = {env.n_items}, lost_sales = {params.lost_sales}, demand = {env.demand!r}"
             raise ValueError(f"{who}: it is for n_items = 1, lost_sales = True and demand = 'poisson', got {got}")
-        for name, cost in (("holding_cost", params.holding_cost[0]), ("underage_cost", params.underage_cost[0])):
+        for name, cost in (("holding_cost", params.holding_cost[0]), ("underage_cost + margin", params.shortage_cost[0])):
             if cost <= 0:
                 raise ValueError(f"{who}: {name} = {cost} must be > 0")
         self.env = env
@@ -130,6 +130,7 @@ class LostSalesOptimum(ReferencePolicy):
                 break
             most_held = int(1.4 * most_held) if held == most_held else most_held
             most_ordered = int(1.4 * most_ordered) if ordered == most_ordered else most_ordered
+        self.cost -= float(params.margin[0] * params.mean_demand[0])  # a unit short costs its margin above
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         stock = np.rint(observation[:, : self.env.lead_time].astype(np.float64) * self.env.params.mean_demand)

@@ -14,7 +14,7 @@ class PerfectOrders(NamedTuple):
     """What somebody would do who knew demand."""
 
     bound: float
-    """No policy whatever costs less in total."""
+    """No policy whatever costs less in total, what it earns subtracted."""
     cost: float
     """In total, of these orders; above the bound by no more than the solver's gap, unless the time ran out."""
     quantities: np.ndarray
@@ -54,6 +54,7 @@ class PerfectReplenishment:
         """
         params = self.params
         n_items, n_periods = len(params.mean_demand), len(demand)
+        earned = float((demand * params.margin).sum())  # if nothing were short; what is short costs its margin below
         stock = np.zeros((params.lead_time, n_items)) if stock is None else stock
         lacking, held = self._without_orders(np.asarray(demand, dtype=np.float64), stock)
         ends = [0, *range(params.lead_time, n_periods), n_periods]  # before any arrival, arrivals, the end
@@ -97,7 +98,7 @@ class PerfectReplenishment:
                     quantities[ends[a] - params.lead_time, members] += early[members]
                 if ends[b] < n_periods and not params.lost_sales:
                     quantities[ends[b] - params.lead_time, members] += late[members]
-        return PerfectOrders(held + result.mip_dual_bound, held + result.fun, quantities)
+        return PerfectOrders(held + result.mip_dual_bound - earned, held + result.fun - earned, quantities)
 
     def _without_orders(self, demand: np.ndarray, stock: np.ndarray) -> tuple[np.ndarray, float]:
         """The demand that stock does not meet, shape ``(periods, items)``, and the cost of holding stock until it does."""
@@ -135,4 +136,4 @@ class PerfectReplenishment:
         params, period = self.params, np.arange(start, end)[:, None]
         early = params.holding_cost * (period - start)
         waiting = np.ones_like(period) if params.lost_sales else end - period
-        return np.full_like(early, np.inf) if first else early, params.underage_cost * waiting
+        return np.full_like(early, np.inf) if first else early, params.shortage_cost * waiting

@@ -144,10 +144,10 @@ def single_items(env: HybridInventoryEnv) -> list[SingleItem]:
     """
     The items of a joint problem with Poisson or normal demand, each on its own.
 
-    :param env: the joint problem, with backlog; checked by the caller
+    :param env: the joint problem; checked by the caller
     """
     params = env.params
-    costs = params.holding_cost, params.underage_cost
+    costs = params.holding_cost, params.shortage_cost
     deviations = [float(std) for std in env.demand_std]
     return [single_item(env, *numbers) for numbers in zip(params.mean_demand, deviations, *costs, strict=True)]
 

@@ -42,6 +42,8 @@ class Judgement(NamedTuple):
     verdicts: list[Verdict]
     bound: float
     """What no policy can undercut, mean per period."""
+    earnings: float
+    """What all demand would earn per period; a policy's profit is this less its cost. 0 where sales are not said to earn."""
 
     @property
     def policy(self) -> Verdict:
@@ -94,4 +96,4 @@ def judge(problem: Backtest, policies: list[tuple[str, Policy, float]]) -> Judge
         for (name, _, validation_cost), ledger, costs in zip(policies, ledgers, series, strict=True)
     ]
     bound = float(problem.bound("test").mean()) / len(series[0])
-    return Judgement(problem, verdicts, bound)
+    return Judgement(problem, verdicts, bound, problem.earnings("test"))

@@ -197,6 +197,7 @@ def summary(judgement: Judgement, plan: Plan, validation: ValidationCallback, se
         "seed": plan.seed,
         "seconds": round(seconds, 1),
         "bound": judgement.bound,
+        "earnings": judgement.earnings,
         "reference": reference.name,
         "saving": reference.saving._asdict(),
         "saving_relative": {end: value / reference.cost.mean for end, value in reference.saving._asdict().items()},

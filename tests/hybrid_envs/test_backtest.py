@@ -44,7 +44,14 @@ class Recorder(ReferencePolicy):
 
 
 @pytest.mark.parametrize(
-    "kwargs", [{}, {"lost_sales": True}, {"minor_fixed_cost": [5.0, 9.0]}, {"lead_time": 4, "history": 0}]
+    "kwargs",
+    [
+        {},
+        {"lost_sales": True},
+        {"lost_sales": True, "margin": [3.0, 8.0]},
+        {"minor_fixed_cost": [5.0, 9.0]},
+        {"lead_time": 4, "history": 0},
+    ],
 )
 def test_costs_are_those_of_the_environment(tmp_path, kwargs):
     path = write_sales(tmp_path)
@@ -64,7 +71,9 @@ def test_costs_are_those_of_the_environment(tmp_path, kwargs):
         order = torch.as_tensor(ledger.ordered[:, t], dtype=recorded.dtype)
         result = recorded.step_torch(state, HybridAction(regime, order), demand)
         state = result.state
-        np.testing.assert_allclose(ledger.cost[:, t].sum(axis=1), -result.reward, rtol=1e-4)
+        earned = recorded.params.margin @ ledger.demand[t]  # were nothing short
+        np.testing.assert_allclose(earned - ledger.cost[:, t].sum(axis=1), result.reward, rtol=1e-4, atol=1e-3)
+    assert problem.earnings("test") == pytest.approx(np.mean(ledger.demand @ recorded.params.margin))
 
 
 def test_nothing_is_seen_before_it_happens(tmp_path):
@@ -101,9 +110,9 @@ def test_every_policy_takes_over_the_same_shelves_in_other_phases_of_the_cycle(t
     assert len(np.unique(first[0], axis=0)) > 1 and (first[0].max(axis=1) > 0).all()
 
 
-@pytest.mark.parametrize("lost_sales", [False, True])
-def test_no_policy_undercuts_the_bound(tmp_path, lost_sales):
-    problem = make(write_sales(tmp_path), lost_sales=lost_sales)
+@pytest.mark.parametrize("kwargs", [{}, {"lost_sales": True}, {"lost_sales": True, "margin": 8.0}])
+def test_no_policy_undercuts_the_bound(tmp_path, kwargs):
+    problem = make(write_sales(tmp_path), **kwargs)
     bound = problem.bound("test")
     for name, policy in [("ours", Recorder(problem.env)), *problem.references()]:
         assert (problem.play(policy, "test").cost.sum(axis=(1, 2)) >= bound * (1 - 1e-6)).all(), name

@@ -30,6 +30,8 @@ from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
         ({"lost_sales": "zzz"}, r"lost_sales must be True or False, got 'zzz'"),
         ({"lost_sales": np.nan}, r"lost_sales must be True or False, got nan"),
         ({"lost_sales": 1}, r"lost_sales must be True or False, got 1"),
+        ({"margin": 3.0}, r"margin = 3.0 needs lost_sales = True"),
+        ({"margin": -3.0, "lost_sales": True}, r"margin\[0\] = -3.0: must be finite and >= 0"),
         ({"render_mode": "human"}, r"render_mode must be None or one of \['rgb_array'\], got 'human'"),
     ],
 )

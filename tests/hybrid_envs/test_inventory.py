@@ -50,6 +50,12 @@ def test_lost_sales_with_lead_time_two_by_hand():
     assert costs == [9 * 3 + 7 * 4 + 50, 9 * 2 + 7 * 1, 1 * 7 + 2 * 2 + 50]
 
 
+def test_with_a_margin_what_is_sold_earns():
+    env = HybridInventoryEnv(**TWO_ITEMS, lead_time=2, lost_sales=True, margin=[2.0, 5.0])
+    _, costs = play(env, DEMAND, ACTIONS)
+    assert costs == [9 * 3 + 7 * 4 + 50, 9 * 2 + 7 * 1, 1 * 7 + 2 * 2 + 50 - 2 * 5 - 5 * 3]
+
+
 def test_with_minor_costs_an_item_is_ordered_if_there_is_an_order_and_it_is_on_it():
     env = HybridInventoryEnv(**TWO_ITEMS, lead_time=2, minor_fixed_cost=[3.0, 11.0])
     actions = [([1, 0, 1], [0.0, 5.0]), ([0, 1, 1], [7.0, 7.0]), ([1, 1, 1], [4.0, 0.0]), ([1, 0, 0], [0.0, 0.0])]

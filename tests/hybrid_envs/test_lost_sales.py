@@ -40,7 +40,11 @@ def test_the_dynamic_programme_agrees_with_a_linear_one(lead_time, most_held, mo
 
 
 @pytest.mark.parametrize("lead_time", [1, 3])
-@pytest.mark.parametrize("given", [{}, {"minor_fixed_cost": 2.0}, {"zero_share": 0.3}], ids=["plain", "minor", "interrupted"])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"minor_fixed_cost": 2.0}, {"zero_share": 0.3}, {"margin": 1.0}],
+    ids=["plain", "minor", "interrupted", "profit"],
+)
 def test_the_optimum_costs_what_it_says_and_no_tuned_policy_costs_less(lead_time, given):
     env = HybridInventoryEnv(lead_time=lead_time, horizon=300, **SMALL, **given)
     optimum = LostSalesOptimum(env)
@@ -50,6 +54,14 @@ def test_the_optimum_costs_what_it_says_and_no_tuned_policy_costs_less(lead_time
     saved = tuned - costs  # on common scenarios
     assert saved.mean() >= -4 * saved.std() / np.sqrt(500)
     assert tuned.mean() < 1.03 * costs.mean()
+
+
+def test_profit_is_what_all_demand_would_earn_less_costs_with_lost_margins():
+    margin = 4.0
+    profit = LostSalesOptimum(HybridInventoryEnv(**SMALL | {"underage_cost": 2.0, "margin": margin}))
+    cost = LostSalesOptimum(HybridInventoryEnv(**SMALL | {"underage_cost": 6.0}))
+    assert -profit.cost == pytest.approx(margin * SMALL["mean_demand"] - cost.cost, rel=1e-9)
+    np.testing.assert_array_equal(profit.order, cost.order)
 
 
 def test_where_nothing_is_lost_it_is_the_optimum_with_backlog():
@@ -91,6 +103,7 @@ def test_the_reference_of_one_item_is_the_optimum_and_of_many_there_is_none():
         ({"lost_sales": False}, r"got n_items = 1, lost_sales = False"),
         ({"demand": "normal"}, r"got .* demand = 'normal'"),
         ({"holding_cost": 0.0}, r"LostSalesOptimum: holding_cost = 0.0 must be > 0"),
+        ({"underage_cost": 0.0}, r"LostSalesOptimum: underage_cost \+ margin = 0.0 must be > 0"),
         ({"mean_demand": 200.0}, r"LostSalesOptimum: .* the instance is too large"),
         ({"underage_cost": Uniform(6.3, 11.7)}, r"LostSalesOptimum: underage_cost differs from scenario to scenario"),
     ],

@@ -15,6 +15,7 @@ from scipy import stats
 from hybrid_envs.demand import synthetic_sales
 from sb3_hpo import HPO
 from sb3_hpo.backtest import estimate
+from sb3_hpo.backtest.report import money
 from sb3_hpo.safe_files import load_safe
 from sb3_hpo.zoo import main
 from tests.sb3_hpo.browser import CHROMIUM, Browser
@@ -86,6 +87,17 @@ def test_the_policy_is_there_to_be_used(whole):
     assert int(outputs[0][0]) == model.predict(observation, deterministic=True)[0][0][0]
     card = (whole / "policy.md").read_text()
     assert "2025-03-24 to 2025-07-07 (16 weeks)" in card and "one stretch of recorded sales" in card
+
+
+def test_with_margins_it_tells_the_profit(files, tmp_path):
+    folder = tmp_path / "backtest"
+    main([*command(files, folder, iterations=2), "--env-kwargs", *SMALL[1:4], "lost_sales:True", "margin:4.0"])
+    facts, page = results(folder), (folder / "report.html").read_text()
+    ours, costs = facts["policies"][0], facts["policies"][0]["costs"]
+    sold = facts["earnings"] - costs["lost margin"]
+    profit = sold - costs["holding"] - costs["shortage"] - costs["orders"]
+    assert profit == pytest.approx(facts["earnings"] - ours["cost"]["mean"])
+    assert f"<b>profit</b> was <b>{money(profit)}</b>" in page
 
 
 def test_the_test_part_is_used_once(whole, files, capsys):
