@@ -3,16 +3,20 @@ How long an HPO iteration takes beside its own matrix products, where the rest g
 every simulator makes.
 
     python -m benchmarks.speed [--problems NAME ...] [--iterations 10] [--hidden 128] [--profile FOLDER]
-                               [--scenarios 1 64 1024] [--seconds 1]
+                               [--scenarios 1 64 1024] [--seconds 1] [--memory]
 
-``--problems`` names the iterations to measure and leaves the simulators out. ``--profile`` writes a trace of one iteration of
-each, ``NAME.json``, which https://ui.perfetto.dev and chrome://tracing open.
+``--memory`` measures what a rollout of many scenarios and its way back take, with gradients as they are and checkpointed, and
+nothing else. ``--problems`` names the iterations to measure and leaves the simulators out. ``--profile`` writes a trace of one
+iteration of each, ``NAME.json``, which https://ui.perfetto.dev and chrome://tracing open.
 """
 
 import argparse
+import multiprocessing
+import resource
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -68,11 +72,15 @@ def main() -> None:
     parser.add_argument("--scenarios", type=int, nargs="+", default=[1, 64, 1024], help="side by side in the simulators")
     parser.add_argument("--seconds", type=float, default=1.0, help="time spent on each simulator")
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write a trace of one iteration of each problem there")
+    parser.add_argument("--memory", action="store_true", help="measure memory, with as many scenarios as are named last")
     args = parser.parse_args()
     torch.set_num_threads(1)
     cases = {name: CASES[name] for name in args.problems or CASES}
     if args.hidden is not None:
         cases = {name: case._replace(hidden=args.hidden) for name, case in cases.items()}
+    if args.memory:
+        memory(cases, args.scenarios[-1])
+        return
     iteration_times(cases, args.iterations, args.profile)
     if args.problems is None:
         factor_time(args.iterations)
@@ -88,15 +96,7 @@ def iteration_times(cases: dict[str, Case], iterations: int, folder: Path | None
     columns = "".join(f"{part:>24}" for part in ("iteration", *PARTS))
     print(f"HPO iteration / its own matrix products alone, ms, one thread\n{'':<16}{columns}")
     for name, case in cases.items():
-        model = TimedHPO(
-            "MlpPolicy",
-            gym.make(case.env_id, **case.env_kwargs),
-            n_scenarios=case.n_scenarios,
-            target_kl=None,
-            seed=0,
-            policy_kwargs={"net_arch": [case.hidden, case.hidden]},
-        )
-        model.set_logger(configure(None, []))
+        model = timed(case)
         model.iterate(1)  # warms up
         with Products(model) as products:
             model.iterate(1)
@@ -114,6 +114,62 @@ def iteration_times(cases: dict[str, Case], iterations: int, folder: Path | None
             with profile(activities=[ProfilerActivity.CPU]) as trace:
                 model.iterate(1)
             trace.export_chrome_trace(str(folder / f"{name}.json"))
+
+
+def memory(cases: dict[str, Case], scenarios: int, repeats: int = 3) -> None:
+    """
+    Print by how much a rollout and its way back raise the peak of a process's memory, with gradient checkpointing and without,
+    each in a process of its own; and how long they take.
+
+    :param scenarios: side by side
+    :param repeats: of the time, of which the least counts
+    """
+    spawn = multiprocessing.get_context("spawn")
+    print(f"a rollout of {scenarios:,} scenarios and its way back: peak of memory, MB; processor time, s")
+    print(f"{'':<16}{'as it is':>16}{'checkpointed':>16}{'memory':>10}{'time':>8}")
+    for name, case in cases.items():
+        found = []
+        for checkpointing in (False, True):
+            with ProcessPoolExecutor(1, spawn) as process:
+                found.append(process.submit(peak, case._replace(n_scenarios=scenarios), checkpointing, repeats).result())
+        (space, took), (less_space, longer) = found
+        both = f"{f'{space:.0f}, {took:.2f}':>16}{f'{less_space:.0f}, {longer:.2f}':>16}"
+        print(f"{name:<16}{both}{less_space / space:>10.2f}{longer / took:>8.2f}", flush=True)
+
+
+def peak(case: Case, checkpointing: bool, repeats: int) -> tuple[float, float]:
+    """
+    :return: megabytes and seconds, of this process
+    """
+    torch.set_num_threads(1)
+    timed(case._replace(n_scenarios=8)).iterate(1)  # what libraries load is none of the rollout's
+    model = timed(case, gradient_checkpointing=checkpointing)
+    _, callback = model._setup_learn(1)
+    callback.on_training_start({}, {})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(repeats):
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+        model._mixed_gradient_step()
+    megabytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return megabytes, min(map(sum, zip(model.seconds["rollout"], model.seconds["backward"], strict=True)))
+
+
+def timed(case: Case, **arguments: Any) -> "TimedHPO":
+    """
+    :param arguments: of HPO
+    :return: HPO on this case, whose epochs are never cut short
+    """
+    model = TimedHPO(
+        "MlpPolicy",
+        gym.make(case.env_id, **case.env_kwargs),
+        n_scenarios=case.n_scenarios,
+        target_kl=None,
+        seed=0,
+        policy_kwargs={"net_arch": [case.hidden, case.hidden]},
+        **arguments,
+    )
+    model.set_logger(configure(None, []))
+    return model
 
 
 def factor_time(iterations: int) -> None:

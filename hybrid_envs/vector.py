@@ -98,7 +98,22 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         :param action: (x, b), shapes ``(num_envs,)``, of several factors ``(num_envs, m)``, and ``(num_envs, n)``
         :return: the result before any reset, and which scenarios have ended, bool ``(num_envs,)``
         """
-        result = self.env.step_torch(self.state, action, self.present_noise())
+        return self.accept(self.outcome(action))
+
+    def outcome(self, action: HybridAction) -> StepResult:
+        """
+        :param action: as for :meth:`advance`
+        :return: what it leads to. The scenarios stay where they are
+        """
+        return self.env.step_torch(self.state, action, self.present_noise())
+
+    def accept(self, result: StepResult) -> tuple[StepResult, torch.Tensor]:
+        """
+        Go on to the states that actions led to, or begin anew where an episode has ended.
+
+        :param result: an :meth:`outcome`
+        :return: as from :meth:`advance`
+        """
         done = result.terminated | result.truncated
         self._state, self._observation = result.state, result.observation
         # Scenarios that go in step end together, and when is known without a look at them: a GPU need not be waited for.

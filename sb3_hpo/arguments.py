@@ -101,6 +101,7 @@ ALLOWED = {
     "target_kl": Allowed(float, 0, above=True, optional=True),
     "normalize_advantage": SWITCH,
     "normalize_reward": SWITCH,
+    "gradient_checkpointing": SWITCH,
     "use_sde": SWITCH,
     "sde_sample_freq": Allowed(int, -1),
     "stats_window_size": COUNT,

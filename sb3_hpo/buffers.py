@@ -38,12 +38,12 @@ class HybridRolloutBuffer(RolloutBuffer):
 
     def fill(self, **arrays: torch.Tensor) -> None:
         """
-        Take in a whole rollout at once.
+        Take in a whole rollout at once. On a CPU the memory is shared with the tensors, where their type allows it.
 
         :param arrays: by the buffer's names, shapes ``(n_steps, n_envs, ...)``
         """
         for name, values in arrays.items():
-            getattr(self, name)[:] = values.detach().cpu().numpy()
+            setattr(self, name, values.detach().cpu().numpy().astype(getattr(self, name).dtype, copy=False))
         self.pos, self.full = self.buffer_size, True
 
     def get(self, batch_size: int | None = None) -> Generator[Any, None, None]:

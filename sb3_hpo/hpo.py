@@ -2,6 +2,7 @@
 
 import math
 from collections import defaultdict
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -13,10 +14,11 @@ from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn.utils import parameters_to_vector
+from torch.utils.checkpoint import checkpoint
 from typing_extensions import Self
 
 from hybrid_envs.checks import check_count, to_numpy
-from hybrid_envs.core import StepResult
+from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.spaces import HybridAction, append_mask, pack, packed_size
 from sb3_hpo import ranks
 from sb3_hpo.arguments import check_argument, check_arguments, make_schedule
@@ -31,6 +33,8 @@ from sb3_hpo.vec_env import LiveView, Period, simulated, together
 DEFAULT_ITERATIONS = 200
 DIAGNOSTICS_INTERVAL = 10
 """Every so many iterations the cross term is measured on its own, at the price of two more backward passes."""
+ROWS_AT_ONCE = 2**13
+"""Of observations that are valued: a large network's layers on all of a long rollout would take more memory than its graph."""
 CROSS_SMOOTHING = 0.2
 """Weight of the newest measurement in the running means behind ``cross_term="auto"``."""
 
@@ -77,6 +81,8 @@ class HPO(HybridPPO):
         its own counterfactual baseline (``"counterfactual"``), for which every factor is drawn anew and simulated for one
         period. Unless given, ``"counterfactual"`` where factors are independent
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
+    :param gradient_checkpointing: whether to keep of each period no more than its states, and to compute it again on the way
+        back (``torch.utils.checkpoint``): less memory for more time, and the same gradient
     :param learning_rate: of the discrete network; a number, a schedule, or ``"lin_V"`` for a linear decay from V to 0
     :param continuous_learning_rate: of the continuous network, likewise, or ``"late_V"`` for points that wait for the regimes
         (:class:`~sb3_hpo.arguments.LateSchedule`); ``None`` for that of the discrete network
@@ -107,6 +113,7 @@ class HPO(HybridPPO):
         point_noise: float | str | Schedule = 0.0,
         credit: Literal["joint", "counterfactual"] | None = None,
         normalize_reward: bool = True,
+        gradient_checkpointing: bool = False,
         learning_rate: float | str | Schedule = 1e-3,
         continuous_learning_rate: float | str | Schedule | None = "lin_1e-3",
         value_learning_rate: float | str | Schedule | None = None,
@@ -123,6 +130,7 @@ class HPO(HybridPPO):
     ):
         own: dict[str, Any] = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "credit": credit}
         own |= {"normalize_reward": normalize_reward, "cross_term": cross_term, "value_beyond_horizon": value_beyond_horizon}
+        own |= {"gradient_checkpointing": gradient_checkpointing}
         check_arguments(own)
         if env is not None:
             env = simulated(env, n_scenarios)
@@ -142,6 +150,7 @@ class HPO(HybridPPO):
         self.credit = credit
         self.point_noise_schedule = make_schedule("point_noise", point_noise)
         self.normalize_reward = normalize_reward
+        self.gradient_checkpointing = gradient_checkpointing
         self.component_learning_rates = {
             name: make_schedule(f"{name}_learning_rate", rate)
             for name, rate in (("continuous", continuous_learning_rate), ("value", value_learning_rate))
@@ -270,8 +279,29 @@ class HPO(HybridPPO):
         view.simulator.detach()
         by_arrays = view.needs_arrays or reads_arrays(callback)
         periods, decisions, goes_on = self._simulate(env, view, callback, rollout_buffer, n_rollout_steps, by_arrays)
+        self._take_in(view, rollout_buffer if goes_on else None, periods, decisions, by_arrays)
+        if not goes_on:
+            return False
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
 
+    def _take_in(
+        self,
+        view: LiveView,
+        rollout_buffer: HybridRolloutBuffer | None,
+        periods: list[Period],
+        decisions: list[Decision],
+        by_arrays: bool,
+    ) -> None:
+        """
+        Check what was simulated, and make the buffer and the live rollout of it.
+
+        :param rollout_buffer: ``None`` if the rollout was stopped
+        :param periods: cleared, as is the other list
+        """
         own, present = together(periods), view.observation()
+        periods.clear()  # a long rollout is large, and need not be there twice
         view.check(own)
         ends = torch.zeros_like(own.reward.detach())  # values of the last states of episodes
         ends[own.truncated] = self._values(own.final_obs[own.truncated])
@@ -284,22 +314,23 @@ class HPO(HybridPPO):
             own.truncated,
             ends,
             torch.cat([self._values(own.obs), self._values(present).unsqueeze(0)]),
-            torch.cat([own.obs.detach(), present.detach().unsqueeze(0)]),
+            own.obs,
             append_mask(pack(own.x, own.b.detach()), own.mask),
             dim=1,
         )
         starts = torch.cat([torch.as_tensor(self._last_episode_starts, device=self.device).unsqueeze(0), done])
         dones = done.cpu().numpy()
-        self._last_obs, self._last_episode_starts = to_numpy(observations[-1]), dones[-1]
+        (last,) = view.base.everybody(present.detach())
+        self._last_obs, self._last_episode_starts = to_numpy(last), dones[-1]
         if not by_arrays:
             for of_step, ended in zip(to_numpy(rewards), dones, strict=True):
                 self._update_info_buffer([{"episode": episode} for episode in view.base.count(of_step, ended).values()])
-        if not goes_on:
-            return False
+        if rollout_buffer is None:
+            return
 
         joint = self.policy.factors.many and not self.policy.by_component
         rollout_buffer.fill(
-            observations=observations[:-1],
+            observations=observations,
             actions=actions,
             rewards=rewards,
             episode_starts=starts[:-1],
@@ -308,21 +339,19 @@ class HPO(HybridPPO):
         )
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
         scale = self.reward_scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
-        rollout_buffer.rewards /= scale
+        rollout_buffer.rewards = rollout_buffer.rewards / scale  # those of the graph share its memory
         beyond = self._value_range(rollout_buffer.rewards)
         rollout_buffer.rewards[truncated.cpu().numpy()] += self.gamma * ends[truncated].clamp(*beyond).cpu().numpy()
         rollout_buffer.compute_returns_and_advantage(values[-1], dones[-1])
         if self.counterfactual:
             baselines = self._baselines(view, decisions, scale, beyond)
+            decisions.clear()
             rollout_buffer.advantages = rollout_buffer.returns[..., None] - baselines
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
         # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
         # rescaling writes into weights that the graph needs as they were.
         (future,) = view.base.everybody(self.policy.predict_values(present).flatten())
         self._live = LiveRollout(rewards / scale, future.where(~done[-1], 0.0), log_probs)
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
 
     def _simulate(
         self,
@@ -343,21 +372,23 @@ class HPO(HybridPPO):
         decisions: list[Decision] = []
         noise_std = self.point_noise_schedule(self._current_progress_remaining)
         for _ in range(n_rollout_steps):
-            clock, obs, mask = view.simulator.state.period, view.observation(), view.regime_mask()
-            regimes = self.policy.regimes(obs if self.cross_term else obs.detach(), mask)
-            with ranks.sharing(self.n_envs):
-                x = regimes.sample()
-                candidates = self.policy.candidates(obs, noise_std, x)
-                redrawn = regimes.sample() if self.counterfactual else x
-            b = self.policy.factors.choose(candidates, x)
+            state, noise, obs, mask = (
+                view.simulator.state,
+                view.simulator.present_noise(),
+                view.observation(),
+                view.regime_mask(),
+            )
+            period = partial(self._period, view.simulator.env, state, noise, obs, mask, noise_std)
+            x, b, log_prob, outcome, context, redrawn = (
+                checkpoint(period, use_reentrant=False) if self.gradient_checkpointing else period()
+            )
             if self.counterfactual:
-                here, context = view.simulator.present(), obs if self.policy.conditioned else candidates
-                decisions.append(Decision(*here, x, context.detach(), redrawn))
+                decisions.append(Decision(*view.simulator.present(), x, context.detach(), redrawn))
             if by_arrays:
-                new_obs, rewards, dones, infos = env.step(HybridAction(x, b))  # type: ignore[arg-type]
+                new_obs, rewards, dones, infos = env.step(outcome)  # type: ignore[arg-type]
             else:
-                view.base.advance(HybridAction(x, b))
-            periods.append(Period(clock, obs, mask, x, b, regimes.log_prob(x), *view.outcome()))
+                view.base.accept(outcome)
+            periods.append(Period(state.period, obs.detach(), mask, x, b, log_prob, *view.outcome()))
             view.simulator.discount_gradient(self.gamma)
 
             self.num_timesteps += env.num_envs
@@ -368,6 +399,29 @@ class HPO(HybridPPO):
                 self._update_info_buffer(infos, dones)
                 self._last_obs = new_obs  # type: ignore[assignment]
         return periods, decisions, True
+
+    def _period(
+        self,
+        env: HybridEnv,
+        state: Any,
+        noise: torch.Tensor,
+        obs: torch.Tensor,
+        mask: torch.Tensor | None,
+        noise_std: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, StepResult, torch.Tensor, torch.Tensor]:
+        """
+        The differentiable part of a period, a function of the states, the noise and the source of random numbers.
+
+        :return: x, b and log π(x | s); what they lead to; what b depends on beside x; and x drawn once more
+        """
+        regimes = self.policy.regimes(obs if self.cross_term else obs.detach(), mask)
+        with ranks.sharing(self.n_envs):
+            x = regimes.sample()
+            candidates = self.policy.candidates(obs, noise_std, x)
+            redrawn = regimes.sample() if self.counterfactual else x
+        b = self.policy.factors.choose(candidates, x)
+        context = obs if self.policy.conditioned else candidates
+        return x, b, regimes.log_prob(x), env.step_torch(state, HybridAction(x, b), noise), context, redrawn
 
     def _baselines(self, view: LiveView, decisions: list[Decision], scale: float, beyond: tuple[float, float]) -> np.ndarray:
         """
@@ -401,7 +455,8 @@ class HPO(HybridPPO):
         :return: v, shape ``(...)``
         """
         with torch.no_grad():
-            return self.policy.predict_values(observations.flatten(0, -2)).view(observations.shape[:-1])
+            parts = observations.flatten(0, -2).split(ROWS_AT_ONCE)
+            return torch.cat([self.policy.predict_values(part) for part in parts]).view(observations.shape[:-1])
 
     @property
     def _iteration(self) -> int:

@@ -79,7 +79,7 @@ class HybridVecEnv(VecEnv):
     def __init__(self, env: HybridEnv, num_envs: int):
         self.simulator = HybridVectorEnv(env, num_envs)
         self.result: StepResult | None = None
-        self._actions = HybridAction(torch.empty(0), torch.empty(0))
+        self._outcome: StepResult | None = None
         self._start = time.time()
         self._returns = np.zeros(num_envs)
         self._lengths = np.zeros(num_envs, dtype=int)
@@ -104,20 +104,21 @@ class HybridVecEnv(VecEnv):
     def step_async(self, actions: Any) -> None:
         """
         :param actions: a list of ``(x, b)``, one per scenario, as ``predict`` returns it, checked against the action space;
-            or a batched :class:`HybridAction` of tensors, of this rank's scenarios, whose gradients then flow through the step
+            or what ``step_torch`` said of actions of this rank's scenarios, whose gradients then flow on
         """
-        if isinstance(actions, HybridAction):
-            self._actions = actions
+        if isinstance(actions, StepResult):
+            self._outcome = actions
             return
         env, mask = self.simulator.env, self.simulator.regime_mask()
         if isinstance(self.simulator, SharedSimulator):
             actions = actions[self.simulator.share]
         masks = [None] * len(actions) if mask is None else mask.cpu().numpy()
         checked = [env.check_action(action, allowed) for action, allowed in zip(actions, masks, strict=True)]
-        self._actions = HybridAction(
+        action = HybridAction(
             torch.as_tensor(np.array([regime for regime, _ in checked]), device=env.device),
             torch.as_tensor(np.stack([point for _, point in checked]), dtype=env.dtype, device=env.device),
         )
+        self._outcome = self.simulator.outcome(action)
 
     def step_wait(self) -> VecEnvStepReturn:
         """
@@ -127,7 +128,8 @@ class HybridVecEnv(VecEnv):
         :raises FloatingPointError: if a state or cost is no longer finite
         """
         name, period = self.simulator.env.name, self.simulator.state.period
-        self.result, done = self.simulator.advance(self._actions)
+        assert self._outcome is not None
+        self.result, done = self.simulator.accept(self._outcome)
         require_finite(name, "observation", self.result.observation, period)
         require_finite(name, "reward", self.result.reward, period)
         obs, reward, all_done = self.everybody(self.simulator.observation(), self.result.reward, done)
@@ -150,13 +152,13 @@ class HybridVecEnv(VecEnv):
         """
         return ranks.gather(self.num_envs, *own, dim=dim) if isinstance(self.simulator, SharedSimulator) else own
 
-    def advance(self, action: HybridAction) -> None:
+    def accept(self, outcome: StepResult) -> None:
         """
         A step without arrays, checks and statistics, for which a GPU need not be waited for.
 
-        :param action: a batch of tensors
+        :param outcome: what ``step_torch`` said
         """
-        self.result, _ = self.simulator.advance(action)
+        self.result, _ = self.simulator.accept(outcome)
 
     def count(self, rewards: np.ndarray, dones: np.ndarray) -> dict[int, dict[str, Any]]:
         """
@@ -317,7 +319,8 @@ class LiveView:
         """
         name, mask = self.simulator.env.name, rollout.mask
         choice = None if mask is None else torch.stack([self.simulator.env.factors.leaves_a_choice(of) for of in mask])
-        finite = rollout.final_obs.isfinite().all() & rollout.reward.isfinite().all()
+        # A sum is finite only if all terms are; where it overflows though they are, the loop below finds nothing.
+        finite = (rollout.final_obs.sum() + rollout.reward.detach().sum()).isfinite()
         if finite if choice is None else finite & choice.all():
             return
         for step, clock in enumerate(rollout.clock):
@@ -358,7 +361,7 @@ class LiveView:
         """
         result = self.base.result
         assert result is not None
-        return self.reward(), self.scaled(result.observation), result.terminated, result.truncated
+        return self.reward(), self.scaled(result.observation).detach(), result.terminated, result.truncated
 
 
 PLAIN_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, Monitor)

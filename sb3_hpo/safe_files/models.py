@@ -32,7 +32,7 @@ ARGUMENTS = (
 )
 HPO_ARGUMENTS = (
     *("continuous_learning_rate", "credit", "cross_term", "n_scenarios", "normalize_reward", "pathwise_weight", "point_noise"),
-    *("value_beyond_horizon", "value_learning_rate"),
+    *("gradient_checkpointing", "value_beyond_horizon", "value_learning_rate"),
 )
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 DERIVED = ("tower.", "std_unit", "obs_unit", "coupling.before")

@@ -14,12 +14,15 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecMonitor, VecNormalize
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.utils import parameters_to_vector
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hybrid_envs import HybridAction, HybridInventoryEnv, HybridSwitchedLQREnv, HybridUnitCommitmentEnv
 from hybrid_envs.solvers import evaluate
 from sb3_hpo import HPO
 from tests.sb3_hpo.environments import PurseEnv
+from tests.sb3_hpo.sharing import RUNS
 
 ID = "HybridInventory-v0"
 SMALL: dict[str, Any] = {"n_items": 2, "horizon": 10}
@@ -552,6 +555,25 @@ def test_the_scenarios_hold_the_candidates_of_the_sampled_regimes():
 # ---- VecNormalize ----------------------------------------------------------------------------------------------------
 
 MEAN, VARIANCE, RETURN_VARIANCE, CLIP_OBS, CLIP_REWARD = 0.5, 4.0, 300.0**2, 1.0, 3.0
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("HPO")])
+def test_what_is_computed_again_on_the_way_back_gives_the_same_networks_and_is_not_kept(name):
+    kept = []
+    for checkpointing in (False, True):
+        model, sizes = RUNS[name](), []
+        model.gradient_checkpointing = checkpointing
+        iteration = model.n_steps * model.n_envs
+        model.learn(11 * iteration)  # in every tenth the cross term is measured, by several ways back
+        learned = parameters_to_vector(model.policy.parameters()).detach()
+        with saved_tensors_hooks(lambda tensor, sizes=sizes: (sizes.append(tensor.nbytes), tensor)[1], lambda tensor: tensor):
+            _, callback = model._setup_learn(iteration)
+            callback.on_training_start({}, {})
+            model.collect_rollouts(model.env, callback, model.rollout_buffer, model.n_steps)
+        kept.append((learned, sum(sizes)))
+    (plain, all_of_it), (recomputed, rest) = kept
+    assert torch.allclose(plain, recomputed, rtol=1e-5, atol=1e-7)
+    assert rest < all_of_it / 2  # the networks have eight units only
 
 
 class ScaledByHand(HybridInventoryEnv):
