@@ -31,6 +31,9 @@ def main() -> None:
     )
     parser.add_argument("--refinements", type=int, nargs="*", default=[0, 20])
     parser.add_argument("--teach", type=int, default=0, metavar="ROUNDS", help="of teaching, before the searches (default 0)")
+    parser.add_argument(
+        "--teach-points", type=int, default=0, metavar="ROUNDS", help="of teaching points, after that (default 0)"
+    )
     parser.add_argument("--episodes", type=int, default=400, help="of a round of teaching (default 400)")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -50,13 +53,15 @@ def main() -> None:
         print()
     before = report("policy as trained", run.model)
     print()
-    if args.teach:
-        start = time.process_time()
-        Lookahead(run.model, run.env).teach(args.teach, args.episodes)
-        seconds = time.process_time() - start
-        taught = report(f"taught in {args.teach} rounds of {args.episodes} episodes", run.model)
-        print(f", {taught / before - 1:+.2%}, {seconds:.0f} s")
-        before = taught
+    teacher = Lookahead(run.model, run.env, n_scenarios=args.futures)
+    for what, teach, rounds in (("regimes", teacher.teach, args.teach), ("points", teacher.teach_points, args.teach_points)):
+        if rounds:
+            start = time.process_time()
+            teach(rounds, args.episodes)
+            seconds = time.process_time() - start
+            taught = report(f"taught {what} in {rounds} rounds of {args.episodes} episodes", run.model)
+            print(f", {taught / before - 1:+.2%}, {seconds:.0f} s")
+            before = taught
     states = run.env.initial(DECISIONS, torch.Generator(run.env.device).manual_seed(0))
     for depth in [None, *args.depths]:
         for refinements in args.refinements:

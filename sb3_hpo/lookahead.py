@@ -20,8 +20,8 @@ __all__ = ["Lookahead"]
 
 ROWS_AT_ONCE = 2**14
 """Of simulated futures."""
-STEP = 0.05
-"""Of the points' refinement, in units of ``action_scale``."""
+STEP = 0.03
+"""Of the points' refinement at first, in units of ``action_scale``; it falls to 0."""
 REMEMBERED, LESSON_ROWS, LESSON_STEPS = 10, 1_000, 60
 """Of teaching: rounds that are learned from, the present one and those before it; states in a step; steps in a round."""
 EXPLORE = 0.1
@@ -134,9 +134,7 @@ class Lookahead:
         """
         check_count("rounds", rounds)
         check_count("n_episodes", n_episodes)
-        rate = make_schedule("learning_rate", learning_rate)
-        network = self.model.policy.component("discrete")
-        optimizer = torch.optim.Adam(network.parameters(), lr=rate(1.0))
+        optimizer, rate = _adam(self.model.policy.component("discrete"), learning_rate)
         lessons: deque[tuple[torch.Tensor, ...]] = deque(maxlen=REMEMBERED)
         for done in range(rounds):
             optimizer.param_groups[0]["lr"] = rate(1 - done / rounds)
@@ -150,6 +148,58 @@ class Lookahead:
                 optimizer.zero_grad()
                 (-expected.mean() / scale - EXPLORE * (1 - done / rounds) * policy.entropy().mean()).backward()
                 optimizer.step()
+
+    def teach_points(self, rounds: int = 20, n_episodes: int = 64, learning_rate: float | str | Schedule = "lin_3e-3") -> None:
+        """
+        Teach the model the points that refinement finds: along new episodes, the points of all periods are moved together
+        along the simulator's gradient, ``refinements`` steps far, and the continuous network is trained to choose what is
+        better by least squares, in the states that it leads to. A step of ``model.learn()`` goes down the same gradient, but
+        one step for all states: where curvatures differ much between them, examples of what is best are learned much faster.
+
+        With noise, a shift of a point is common to all ``n_scenarios`` futures of a starting state, so that it is no reply to
+        what only one of them has in store.
+
+        :param rounds: of refining and learning; what was found in the last few is learned from
+        :param n_episodes: starting states of each round
+        :param learning_rate: of Adam; a number, a schedule, or such as ``"lin_1e-3"``, falling to 0
+        :raises ValueError: naming the argument, its value and what is allowed; if ``refinements`` is 0
+        """
+        check_count("rounds", rounds)
+        check_count("n_episodes", n_episodes)
+        if not self.refinements:
+            raise ValueError("refinements = 0: there are no better points to teach")
+        network = self.model.policy.component("continuous")
+        optimizer, rate = _adam(network, learning_rate)
+        lessons: deque[tuple[torch.Tensor, ...]] = deque(maxlen=REMEMBERED)
+        for done in range(rounds):
+            optimizer.param_groups[0]["lr"] = rate(1 - done / rounds)
+            lessons.append(self._example(n_episodes))
+            obs, regime, point = (torch.cat(parts) for parts in zip(*lessons, strict=True))
+            *_, scale = point_geometry(self.env, 1)
+            for _ in range(LESSON_STEPS):
+                rows = torch.randint(len(obs), (LESSON_ROWS,), generator=self.generator, device=obs.device)
+                error = (points(self.env, self.model.policy, obs[rows], regime[rows]) - point[rows]) / scale
+                optimizer.zero_grad()
+                error.square().sum(dim=1).mean().backward()
+                optimizer.step()
+
+    def _example(self, n_episodes: int) -> tuple[torch.Tensor, ...]:
+        """
+        :return: the observations along episodes with refined points, their regimes, and the points
+        """
+        start, _ = self.env.sample_scenarios(n_episodes, self.generator)
+        _, noise = self.env.sample_scenarios(n_episodes * self.n_scenarios, self.generator)
+        noise = noise.unflatten(1, (n_episodes, self.n_scenarios))
+        found: list[tuple[torch.Tensor, ...]] = []
+        for rows in torch.arange(n_episodes, device=self.env.device).split(max(1, ROWS_AT_ONCE // self.n_scenarios)):
+            part = type(start)(*(field[rows] for field in start))
+            mask = self.env.regime_mask(part) if self.env.masks_regimes else None
+            with torch.no_grad():
+                regime = regime_distribution(self.env, self.model.policy, self.env.observation(part), mask).mode()
+            shift = self._shift(part, regime, noise[:, rows], np.inf)
+            with torch.no_grad():
+                self._returns(part, regime, noise[:, rows], 1, shift, found)
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
     @torch.no_grad()
     def _lesson(self, n_episodes: int, stray: float) -> tuple[torch.Tensor, ...]:
@@ -226,6 +276,15 @@ class Lookahead:
         """
         :return: b of the first period after refinement, shape ``(batch, n)``
         """
+        shift = self._shift(state, regime, noise, deadline)
+        own = points(self.env, self.model.policy, self.env.observation(state), regime)
+        return self._moved(own, regime, shift[:, 0]).detach()
+
+    def _shift(self, state: Any, regime: torch.Tensor, noise: torch.Tensor, deadline: float) -> torch.Tensor:
+        """
+        :return: by how much refinement moves the points of all periods, in units of ``action_scale``; not at all where that
+            gains nothing; shape ``(batch, depth, n)``
+        """
         env, batch = self.env, len(state.period)
         shift = torch.zeros(batch, self.depth, env.action_size, dtype=env.dtype, device=env.device, requires_grad=True)
         optimizer = torch.optim.Adam([shift], lr=STEP)
@@ -239,11 +298,11 @@ class Lookahead:
             best = torch.where(align_rows(better, best), shift.detach(), best)
             if step == self.refinements or time.perf_counter() > deadline:
                 break
+            optimizer.param_groups[0]["lr"] = STEP * (1 - step / self.refinements)
             optimizer.zero_grad()
             (-returns.mean(dim=1).sum()).backward(inputs=[shift])
             optimizer.step()
-        obs = env.observation(state)
-        return self._moved(points(env, self.model.policy, obs, regime), regime, best[:, 0]).detach()
+        return best
 
     def _moved(self, point: torch.Tensor, regime: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
         """b, moved by so many ``action_scale``, within the bounds of its regime."""
@@ -252,13 +311,20 @@ class Lookahead:
         return torch.clamp(point + scale * shift, choose(low, regime), choose(high, regime))
 
     def _returns(
-        self, state: Any, first: torch.Tensor, noise: torch.Tensor, n_tried: int, shift: torch.Tensor | None = None
+        self,
+        state: Any,
+        first: torch.Tensor,
+        noise: torch.Tensor,
+        n_tried: int,
+        shift: torch.Tensor | None = None,
+        trace: list[tuple[torch.Tensor, ...]] | None = None,
     ) -> torch.Tensor:
         """
         :param state: leading dimension ``batch * n_tried``
         :param first: the regimes of the first period, as many; the policy's likeliest follow
         :param noise: shape ``(T, batch, n_scenarios, ...)``
         :param shift: of the points of each period, shape ``(batch * n_tried, depth, n)``, in units of ``action_scale``
+        :param trace: takes the observations, x and b of each period, of the episodes that go on
         :return: discounted sums of rewards and the value behind them, shape ``(batch, n_tried, n_scenarios)``
         """
         env, policy, gamma, count = self.env, self.model.policy, self.model.gamma, noise.shape[2]
@@ -277,6 +343,9 @@ class Lookahead:
             b = points(env, policy, obs, x)
             if shift is not None:
                 b = self._moved(b, x, shift[:, age].repeat_interleave(count, dim=0))
+            if trace is not None:
+                alive = going & episode.alive
+                trace.append((obs[alive], x[alive], b[alive]))
             result = env.step_torch(episode.state, HybridAction(x, b), futures[period.clamp(max=env.horizon - 1), rows])
             total = total + torch.where(going, factor * episode.advance(result.state, result.reward, age), 0.0)
             factor *= gamma
@@ -285,3 +354,9 @@ class Lookahead:
             value = policy.predict_values(env.observation(episode.state)).flatten()
             total = total + torch.where(going, factor * self.model.reward_scale * value, 0.0)
         return total.view(-1, n_tried, count)
+
+
+def _adam(network: torch.nn.Module, learning_rate: float | str | Schedule) -> tuple[torch.optim.Adam, Schedule]:
+    """An optimizer, and its rate by what remains of the training."""
+    rate = make_schedule("learning_rate", learning_rate)
+    return torch.optim.Adam(network.parameters(), lr=rate(1.0)), rate
