@@ -1,13 +1,16 @@
 """Search at decision time, against enumeration, a closed form, and the policy it starts from."""
 
+from typing import NamedTuple
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 
 import hybrid_envs
-from hybrid_envs import HybridSwitchedLQREnv
+from hybrid_envs import HybridEnv, HybridSwitchedLQREnv
 from hybrid_envs.evaluation import evaluate
+from hybrid_envs.solvers import SingleMode
 from hybrid_envs.spaces import HybridAction
 from hybrid_envs.wrappers import FlatActionWrapper
 from sb3_hpo import HPO, HybridPPO
@@ -15,6 +18,33 @@ from sb3_hpo.lookahead import Lookahead
 from sb3_hpo.safe_files import load_safe, save_safe
 from tests.factored import BreweryEnv
 from tests.masked import KilnEnv
+
+
+class NewsvendorEnv(HybridEnv):
+    """One order b for a demand, uniform on [0, 1], that nobody knows; what is left costs 1, what is short 9."""
+
+    def __init__(self):
+        super().__init__(action_bounds=np.array([[[0.0, 2.0]]]), observation_size=1, horizon=1)
+
+    def initial(self, batch_size, generator):
+        return Day(torch.zeros(batch_size, dtype=torch.int64))
+
+    def sample_noise(self, batch_size, generator):
+        return torch.rand(1, batch_size, generator=generator)
+
+    def transition(self, state, action, noise):
+        return state
+
+    def reward(self, state, action, noise, next_state):
+        left = action.point[:, 0] - noise
+        return -torch.where(left > 0, left, -9 * left)
+
+    def observation(self, state):
+        return state.period[:, None] * torch.zeros(1)
+
+
+class Day(NamedTuple):
+    period: torch.Tensor
 
 
 def trained(env, iterations=5, networks=None, **kwargs):
@@ -66,7 +96,29 @@ def test_a_plant_costs_less_when_the_network_has_learned_what_the_search_finds(p
     assert all(map(torch.equal, *weights))  # equal seeds
 
 
+def test_taught_points_cost_little_more_than_riccatis():
+    env = HybridSwitchedLQREnv(4, 1, horizon=6)
+    model = trained(env, iterations=2, gamma=1.0)
+    optimum = evaluate(env, SingleMode(env, 0), 200, seed=1).mean()
+    before = evaluate(env, model, 200, seed=1).mean() - optimum
+    regimes = [parameter.clone() for parameter in model.policy.component("discrete").parameters()]
+    teacher = Lookahead(model, env, n_scenarios=1, refinements=30, seed=2)
+    teacher.teach_points(rounds=8, n_episodes=50, learning_rate="lin_1e-2")
+    assert 0 <= evaluate(env, model, 200, seed=1).mean() - optimum < 0.1 * before
+    assert all(map(torch.equal, regimes, model.policy.component("discrete").parameters()))
+
+
 # ---- noise -----------------------------------------------------------------------------------------------------------
+
+
+def test_taught_points_are_no_reply_to_what_cannot_be_known():
+    """Who knew demand would order it: 0.5 on average. Who does not orders the quantile u / (u + h) of it, 0.9."""
+    env = NewsvendorEnv()
+    model = trained(env, iterations=1)
+    teacher = Lookahead(model, env, n_scenarios=256, refinements=40)
+    teacher.teach_points(rounds=6, n_episodes=16, learning_rate="lin_3e-2")
+    (order,) = model.policy.candidates(torch.zeros(1, 1)).flatten().tolist()
+    assert order == pytest.approx(0.9, abs=0.03)
 
 
 @pytest.mark.parametrize("env", [KilnEnv(1), BreweryEnv(1)], ids=["one factor", "three factors"])
@@ -133,6 +185,7 @@ def enumerated(env, model, state, i, noise):
 def test_masks_limits_and_bounds_are_kept(env):
     policy = Lookahead(trained(env, iterations=1), env, depth=2, n_scenarios=3, refinements=3)
     policy.teach(rounds=2, n_episodes=8)
+    policy.teach_points(rounds=2, n_episodes=8)
     assert np.isfinite(evaluate(env, policy, 20, seed=0)).all()  # the simulation refuses what is not allowed
 
 
@@ -200,4 +253,8 @@ def test_what_cannot_be_searched_is_refused_by_name(plant):
     for argument, value in (("rounds", 0), ("n_episodes", 0), ("learning_rate", "fast")):
         with pytest.raises(ValueError, match=f"{argument}.*{value}"):
             Lookahead(model, env).teach(**{argument: value})
+        with pytest.raises(ValueError, match=f"{argument}.*{value}"):
+            Lookahead(model, env).teach_points(**{argument: value})
+    with pytest.raises(ValueError, match="refinements = 0: there are no better points to teach"):
+        Lookahead(model, env, refinements=0).teach_points()
     assert isinstance(Lookahead(model, FlatActionWrapper(env)).env, hybrid_envs.HybridEnv)
