@@ -39,6 +39,20 @@ CROSS_SMOOTHING = 0.2
 """Weight of the newest measurement in the running means behind ``cross_term="auto"``."""
 
 
+class Act(NamedTuple):
+    """What the policy does in the present states, and what it leads to, with gradients."""
+
+    x: torch.Tensor
+    b: torch.Tensor
+    log_prob: torch.Tensor
+    """log π(x | s), of several factors each."""
+    outcome: StepResult
+    context: torch.Tensor
+    """What b depends on beside x: the candidates, or the observation."""
+    redrawn: torch.Tensor
+    """x drawn once more, where credit is counterfactual."""
+
+
 class LiveRollout(NamedTuple):
     """What the mixed gradient needs of a rollout, all with gradients; rewards and value in the same unit."""
 
@@ -372,23 +386,17 @@ class HPO(HybridPPO):
         decisions: list[Decision] = []
         noise_std = self.point_noise_schedule(self._current_progress_remaining)
         for _ in range(n_rollout_steps):
-            state, noise, obs, mask = (
-                view.simulator.state,
-                view.simulator.present_noise(),
-                view.observation(),
-                view.regime_mask(),
-            )
-            period = partial(self._period, view.simulator.env, state, noise, obs, mask, noise_std)
-            x, b, log_prob, outcome, context, redrawn = (
-                checkpoint(period, use_reentrant=False) if self.gradient_checkpointing else period()
-            )
+            state, noise = view.simulator.state, view.simulator.present_noise()
+            obs, mask = view.observation(), view.regime_mask()
+            act = partial(self._act, view.simulator.env, state, noise, obs, mask, noise_std)
+            done: Act = checkpoint(act, use_reentrant=False) if self.gradient_checkpointing else act()
             if self.counterfactual:
-                decisions.append(Decision(*view.simulator.present(), x, context.detach(), redrawn))
+                decisions.append(Decision(*view.simulator.present(), done.x, done.context.detach(), done.redrawn))
             if by_arrays:
-                new_obs, rewards, dones, infos = env.step(outcome)  # type: ignore[arg-type]
+                new_obs, rewards, dones, infos = env.step(done.outcome)  # type: ignore[arg-type]
             else:
-                view.base.accept(outcome)
-            periods.append(Period(state.period, obs.detach(), mask, x, b, log_prob, *view.outcome()))
+                view.base.accept(done.outcome)
+            periods.append(Period(state.period, obs.detach(), mask, done.x, done.b, done.log_prob, *view.outcome()))
             view.simulator.discount_gradient(self.gamma)
 
             self.num_timesteps += env.num_envs
@@ -400,7 +408,7 @@ class HPO(HybridPPO):
                 self._last_obs = new_obs  # type: ignore[assignment]
         return periods, decisions, True
 
-    def _period(
+    def _act(
         self,
         env: HybridEnv,
         state: Any,
@@ -408,11 +416,10 @@ class HPO(HybridPPO):
         obs: torch.Tensor,
         mask: torch.Tensor | None,
         noise_std: float,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, StepResult, torch.Tensor, torch.Tensor]:
+    ) -> Act:
         """
-        The differentiable part of a period, a function of the states, the noise and the source of random numbers.
-
-        :return: x, b and log π(x | s); what they lead to; what b depends on beside x; and x drawn once more
+        The differentiable part of a period: a function of the states, the noise and the source of random numbers, that changes
+        nothing, so that it can be computed again.
         """
         regimes = self.policy.regimes(obs if self.cross_term else obs.detach(), mask)
         with ranks.sharing(self.n_envs):
@@ -421,7 +428,7 @@ class HPO(HybridPPO):
             redrawn = regimes.sample() if self.counterfactual else x
         b = self.policy.factors.choose(candidates, x)
         context = obs if self.policy.conditioned else candidates
-        return x, b, regimes.log_prob(x), env.step_torch(state, HybridAction(x, b), noise), context, redrawn
+        return Act(x, b, regimes.log_prob(x), env.step_torch(state, HybridAction(x, b), noise), context, redrawn)
 
     def _baselines(self, view: LiveView, decisions: list[Decision], scale: float, beyond: tuple[float, float]) -> np.ndarray:
         """
