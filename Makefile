@@ -3,7 +3,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 ARGS ?=
 
-.PHONY: demo test test-slow lint type format docs
+.PHONY: demo test test-slow evidence lint type format docs
 
 # one thread, unless the caller says otherwise
 test test-slow docs: export OMP_NUM_THREADS ?= 1
@@ -16,6 +16,9 @@ test: $(INSTALLED)  ## the fast tests, in two processes
 
 test-slow: $(INSTALLED)  ## the tests that train to published figures
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+evidence: $(INSTALLED)  ## reruns a row of the published tables; fails where a figure has drifted
+	$(BIN)/python -m benchmarks.evidence --jobs 2 $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

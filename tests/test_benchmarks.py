@@ -9,10 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
-from benchmarks import learning_curves
+from benchmarks import evidence, learning_curves
 from benchmarks.zoo import run_all
 
 ROOT = Path(__file__).parent.parent
@@ -67,12 +68,48 @@ def test_runs_come_back_in_order_and_an_error_of_one_is_raised():
 
 def test_the_lookahead_benchmark_compares_depths_with_the_policy_itself():
     lqr = ("--env", "HybridSwitchedLQR-v0", "--env-kwargs", "n_dims=3", "horizon=5")
-    few = ("--iterations", "2", "--scenarios", "5", "--futures", "1", "--depths", "2", "--teach", "1", "--episodes", "4")
+    few = (
+        "--iterations",
+        "2",
+        "--scenarios",
+        "5",
+        "--futures",
+        "1",
+        "--depths",
+        "2",
+        "--teach",
+        "1",
+        "--teach-points",
+        "1",
+        "--episodes",
+        "4",
+    )
     result = run("benchmarks.lookahead", *lqr, *few)
     assert result.returncode == 0, result.stderr
     titles = [line.split(":")[0] for line in result.stdout.splitlines()]
+    taught = [f"taught {what} in 1 rounds of 4 episodes" for what in ("regimes", "points")]
     looks = [f"looking {depth} periods ahead, {steps} refinements" for depth in ("all", "2") for steps in (0, 20)]
-    assert titles == ["reference policy", "policy as trained", "taught in 1 rounds of 4 episodes", *looks]
+    assert titles == ["reference policy", "policy as trained", *taught, *looks]
+
+
+def test_the_evidence_is_found_again_and_what_has_drifted_is_an_error(monkeypatch, capsys):
+    result = run("benchmarks.evidence", "--rows", "lost-sales-optimum", "bound")
+    assert result.returncode == 0, result.stderr
+    assert "DRIFTED" not in result.stdout and result.stdout.count(".md: ") == 2
+
+    drifted = evidence.rows()["bound"]._replace(low=0.0, high=36.0)
+    monkeypatch.setattr(evidence, "rows", lambda: {"bound": drifted})
+    monkeypatch.setattr(sys, "argv", ["evidence"])
+    with pytest.raises(SystemExit, match="1 of 1 figures are not what was published"):
+        evidence.main()
+    assert "DRIFTED" in capsys.readouterr().out
+
+
+def test_an_interval_holds_one_more_seed_nineteen_times_in_twenty():
+    seeds = np.random.default_rng(0).normal(3.0, 2.0, (4000, 4))
+    intervals = np.array([evidence.expected(costs) for costs in seeds[:, :3]])
+    held = (intervals[:, 0] <= seeds[:, 3]) & (seeds[:, 3] <= intervals[:, 1])
+    assert abs(held.mean() - 0.95) < 0.015
 
 
 def test_the_gap_benchmark_trains_each_half_on():
