@@ -2,6 +2,7 @@
 
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -132,22 +133,15 @@ class Lookahead:
         :param learning_rate: of Adam; a number, a schedule, or such as ``"lin_1e-3"``, falling to 0
         :raises ValueError: naming the argument, its value and what is allowed
         """
-        check_count("rounds", rounds)
         check_count("n_episodes", n_episodes)
-        optimizer, rate = _adam(self.model.policy.component("discrete"), learning_rate)
-        lessons: deque[tuple[torch.Tensor, ...]] = deque(maxlen=REMEMBERED)
-        for done in range(rounds):
-            optimizer.param_groups[0]["lr"] = rate(1 - done / rounds)
-            lessons.append(self._lesson(n_episodes, stray=STRAY if done % 2 else 0.0))
-            obs, mask, regime, gains = (torch.cat(parts) for parts in zip(*lessons, strict=True))
-            scale = gains.abs().mean() + 1e-8
-            for _ in range(LESSON_STEPS):
-                rows = torch.randint(len(obs), (LESSON_ROWS,), generator=self.generator, device=obs.device)
-                policy = regime_distribution(self.env, self.model.policy, obs[rows], mask[rows]).given(regime[rows])
-                expected = (policy.probs * gains[rows]).flatten(1).sum(dim=1)
-                optimizer.zero_grad()
-                (-expected.mean() / scale - EXPLORE * (1 - done / rounds) * policy.entropy().mean()).backward()
-                optimizer.step()
+
+        def loss(lessons: tuple[torch.Tensor, ...], rows: torch.Tensor, remaining: float) -> torch.Tensor:
+            obs, mask, regime, gains = (part[rows] for part in lessons)
+            policy = regime_distribution(self.env, self.model.policy, obs, mask).given(regime)
+            expected = (policy.probs * gains).flatten(1).sum(dim=1).mean()
+            return -expected / (lessons[-1].abs().mean() + 1e-8) - EXPLORE * remaining * policy.entropy().mean()
+
+        self._learn("discrete", rounds, learning_rate, lambda k: self._lesson(n_episodes, STRAY if k % 2 else 0.0), loss)
 
     def teach_points(self, rounds: int = 20, n_episodes: int = 64, learning_rate: float | str | Schedule = "lin_3e-3") -> None:
         """
@@ -164,23 +158,44 @@ class Lookahead:
         :param learning_rate: of Adam; a number, a schedule, or such as ``"lin_1e-3"``, falling to 0
         :raises ValueError: naming the argument, its value and what is allowed; if ``refinements`` is 0
         """
-        check_count("rounds", rounds)
         check_count("n_episodes", n_episodes)
         if not self.refinements:
             raise ValueError("refinements = 0: there are no better points to teach")
-        network = self.model.policy.component("continuous")
-        optimizer, rate = _adam(network, learning_rate)
-        lessons: deque[tuple[torch.Tensor, ...]] = deque(maxlen=REMEMBERED)
-        for done in range(rounds):
-            optimizer.param_groups[0]["lr"] = rate(1 - done / rounds)
-            lessons.append(self._example(n_episodes))
-            obs, regime, point = (torch.cat(parts) for parts in zip(*lessons, strict=True))
-            *_, scale = point_geometry(self.env, 1)
+        *_, scale = point_geometry(self.env, 1)
+
+        def loss(lessons: tuple[torch.Tensor, ...], rows: torch.Tensor, remaining: float) -> torch.Tensor:
+            obs, regime, point = (part[rows] for part in lessons)
+            return ((points(self.env, self.model.policy, obs, regime) - point) / scale).square().sum(dim=1).mean()
+
+        self._learn("continuous", rounds, learning_rate, lambda k: self._example(n_episodes), loss)
+
+    def _learn(
+        self,
+        network: str,
+        rounds: int,
+        learning_rate: float | str | Schedule,
+        lesson: Callable[[int], tuple[torch.Tensor, ...]],
+        loss: Callable[[tuple[torch.Tensor, ...], torch.Tensor, float], torch.Tensor],
+    ) -> None:
+        """
+        In each round, learn from its lesson and those before it that are remembered.
+
+        :param network: the component that learns
+        :param lesson: of a round, tensors with a row for each state
+        :param loss: of the lessons, some of their rows, and the share of rounds that remain
+        """
+        rate = make_schedule("learning_rate", learning_rate)
+        optimizer = torch.optim.Adam(self.model.policy.component(network).parameters(), lr=rate(1.0))
+        remembered: deque[tuple[torch.Tensor, ...]] = deque(maxlen=REMEMBERED)
+        for k in range(check_count("rounds", rounds)):
+            remaining = 1 - k / rounds
+            optimizer.param_groups[0]["lr"] = rate(remaining)
+            remembered.append(lesson(k))
+            lessons = tuple(torch.cat(parts) for parts in zip(*remembered, strict=True))
             for _ in range(LESSON_STEPS):
-                rows = torch.randint(len(obs), (LESSON_ROWS,), generator=self.generator, device=obs.device)
-                error = (points(self.env, self.model.policy, obs[rows], regime[rows]) - point[rows]) / scale
+                rows = torch.randint(len(lessons[0]), (LESSON_ROWS,), generator=self.generator, device=lessons[0].device)
                 optimizer.zero_grad()
-                error.square().sum(dim=1).mean().backward()
+                loss(lessons, rows, remaining).backward()
                 optimizer.step()
 
     def _example(self, n_episodes: int) -> tuple[torch.Tensor, ...]:
@@ -354,9 +369,3 @@ class Lookahead:
             value = policy.predict_values(env.observation(episode.state)).flatten()
             total = total + torch.where(going, factor * self.model.reward_scale * value, 0.0)
         return total.view(-1, n_tried, count)
-
-
-def _adam(network: torch.nn.Module, learning_rate: float | str | Schedule) -> tuple[torch.optim.Adam, Schedule]:
-    """An optimizer, and its rate by what remains of the training."""
-    rate = make_schedule("learning_rate", learning_rate)
-    return torch.optim.Adam(network.parameters(), lr=rate(1.0)), rate
