@@ -10,6 +10,7 @@ agree in all digits that are published.
 
 import argparse
 import csv
+import math
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,16 +18,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-import numpy as np
-from scipy import stats
 
-from benchmarks.suite import PROBLEMS
+from benchmarks.suite import PROBLEMS, Problem
 from benchmarks.train import N_SCENARIOS, train
-from benchmarks.zoo import EVALUATION_SEED, add_jobs, read_config, run_all
+from benchmarks.zoo import EVALUATION_SEED, add_jobs, mean_and_interval, run_all
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.solvers import LostSalesOptimum, evaluate, lower_bound, reference_policy
 
 SUITE = Path(__file__).parent / "results" / "suite.csv"
+SLOW = ("HybridMoving-v0", "HybridSliding-v0")
+"""Their runs take ten minutes."""
 LOST_SALES: dict[str, Any] = {"n_items": 1, "lost_sales": True, "mean_demand": 5.0, "holding_cost": 1.0}
 
 
@@ -45,16 +46,23 @@ def expected(costs: Sequence[float]) -> tuple[float, float]:
     :param costs: of the published seeds
     :return: the interval that holds that of one more with a probability of 95 %
     """
-    n = len(costs)
-    spread = float(np.std(costs, ddof=1) * np.sqrt(1 + 1 / n) * stats.t.ppf(0.975, n - 1))
-    return float(np.mean(costs)) - spread, float(np.mean(costs)) + spread
+    return one_more(*mean_and_interval(list(costs)), len(costs))
+
+
+def one_more(mean: float, half_width: float, n: int) -> tuple[float, float]:
+    """
+    :param half_width: of the 95 % interval of the mean of ``n`` seeds, t s / √n
+    :return: as from :func:`expected`
+    """
+    spread = half_width * math.sqrt(n + 1)
+    return mean - spread, mean + spread
 
 
 def rows() -> dict[str, Row]:
     """
     :return: by name
     """
-    found = {f"suite-{problem.env_id}": suite_row(i) for i, problem in enumerate(PROBLEMS) if problem.env_id not in SLOW}
+    found = {f"suite-{problem.env_id}": suite_row(problem) for problem in PROBLEMS if problem.env_id not in SLOW}
     lqr = {"n_dims": 48, "n_modes": 2}
     found["quadratic"] = trained(
         "suite.md: switched LQR, p = 48, entry quadratic",
@@ -77,22 +85,17 @@ def rows() -> dict[str, Row]:
     return found
 
 
-SLOW = ("HybridMoving-v0", "HybridSliding-v0")
-"""Their runs take ten minutes."""
-
-
-def suite_row(index: int) -> Row:
+def suite_row(problem: Problem) -> Row:
     """The first size of a problem in the suite, but of joint replenishment, whose first one varies most, the second."""
-    problem = PROBLEMS[index]
     size = "large" if problem.env_id == "HybridInventory-v0" else "small"
-    env_kwargs = getattr(problem, size)
-    arguments = " ".join(f"{name}={value}" for name, value in env_kwargs.items())
+    env_kwargs, arguments = getattr(problem, size), problem.arguments(size)
     with open(SUITE, encoding="utf-8") as file:
         (published,) = (row for row in csv.DictReader(file) if (row["env"], row["arguments"]) == (problem.env_id, arguments))
-    mean, spread = float(published["hpo_cost"]), float(published["hpo_half_width"]) * np.sqrt(int(published["hpo_seeds"]) + 1)
-    n_timesteps = (problem.n_timesteps or {}).get(size) or read_config("hpo", problem.env_id)["n_timesteps"]
-    measure = partial(train_cost, problem.env_id, env_kwargs, whole_units=problem.whole_units, n_timesteps=n_timesteps)
-    return Row(f"suite.md: {problem.env_id}, {arguments}", mean - spread, mean + spread, measure)
+    interval = one_more(float(published["hpo_cost"]), float(published["hpo_half_width"]), int(published["hpo_seeds"]))
+    options = {"whole_units": problem.whole_units, "n_timesteps": problem.steps(size)}
+    return Row(
+        f"suite.md: {problem.env_id}, {arguments}", *interval, partial(train_cost, problem.env_id, env_kwargs, **options)
+    )
 
 
 def trained(where: str, costs: Sequence[float], env_id: str, env_kwargs: dict[str, Any], **options: Any) -> Row:

@@ -39,6 +39,18 @@ class Problem(NamedTuple):
     n_timesteps: dict[str, int] | None = None
     """Environment steps of a size, those of HPO's config unless given."""
 
+    def steps(self, size: str) -> int:
+        """
+        :return: environment steps of a run
+        """
+        return int((self.n_timesteps or {}).get(size) or read_config("hpo", self.env_id)["n_timesteps"])
+
+    def arguments(self, size: str) -> str:
+        """
+        :return: the environment's arguments, as the table has them
+        """
+        return " ".join(f"{name}={value}" for name, value in getattr(self, size).items())
+
 
 PROBLEMS = [
     # the config of joint replenishment is the demo's, and shorter
@@ -82,7 +94,6 @@ def run(folder: Path, algo: str, problem: Problem, size: str, seed: int, iterati
     file = folder / f"{problem.env_id}_{size}_{algo}_{seed}.json"
     if file.exists():
         return
-    n_timesteps = (problem.n_timesteps or {}).get(size) or read_config("hpo", problem.env_id)["n_timesteps"]
     result = train(
         algo,
         problem.env_id,
@@ -90,7 +101,7 @@ def run(folder: Path, algo: str, problem: Problem, size: str, seed: int, iterati
         seed,
         iterations,
         whole_units=problem.whole_units,
-        n_timesteps=n_timesteps,
+        n_timesteps=problem.steps(size),
     )
     file.write_text(json.dumps(result, indent=1) + "\n")
 
@@ -101,7 +112,7 @@ def summary(folder: Path, problem: Problem, size: str) -> dict[str, Any] | None:
         without runs
     """
     env_kwargs = getattr(problem, size)
-    row: dict[str, Any] = {"env": problem.env_id, "arguments": " ".join(f"{k}={v}" for k, v in env_kwargs.items())}
+    row: dict[str, Any] = {"env": problem.env_id, "arguments": problem.arguments(size)}
     runs = {
         algo: [json.loads(file.read_text()) for file in sorted(folder.glob(f"{problem.env_id}_{size}_{algo}_*.json"))]
         for algo in ALGORITHMS

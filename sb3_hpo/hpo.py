@@ -321,7 +321,7 @@ class HPO(HybridPPO):
         ends[own.truncated] = self._values(own.final_obs[own.truncated])
 
         # So far scenario by scenario, each on one rank; from here on every rank has all of them.
-        rewards, log_probs, done, truncated, ends, values, observations, actions = view.base.everybody(
+        rewards, log_probs, done, truncated, ends, values, observations, last, actions = view.base.everybody(
             own.reward,
             own.log_prob,
             own.terminated | own.truncated,
@@ -329,13 +329,13 @@ class HPO(HybridPPO):
             ends,
             torch.cat([self._values(own.obs), self._values(present).unsqueeze(0)]),
             own.obs,
+            present.detach().unsqueeze(0),
             append_mask(pack(own.x, own.b.detach()), own.mask),
             dim=1,
         )
         starts = torch.cat([torch.as_tensor(self._last_episode_starts, device=self.device).unsqueeze(0), done])
         dones = done.cpu().numpy()
-        (last,) = view.base.everybody(present.detach())
-        self._last_obs, self._last_episode_starts = to_numpy(last), dones[-1]
+        self._last_obs, self._last_episode_starts = to_numpy(last[0]), dones[-1]
         if not by_arrays:
             for of_step, ended in zip(to_numpy(rewards), dones, strict=True):
                 self._update_info_buffer([{"episode": episode} for episode in view.base.count(of_step, ended).values()])

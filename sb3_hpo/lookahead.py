@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -110,13 +110,8 @@ class Lookahead:
         :return: x, shape ``(batch,)`` or ``(batch, m)``, and b, shape ``(batch, n)``
         """
         deadline = time.perf_counter() + (self.time_limit or np.inf)
-        size = max(1, ROWS_AT_ONCE // (self.env.factors.n_deviations * self.n_scenarios))
-        batch = len(state.period)
-        _, noise = self.env.sample_scenarios(self.n_scenarios * batch, self.generator)
-        decisions = []
-        for rows in torch.arange(batch, device=self.env.device).split(size):
-            part = type(state)(*(field[rows] for field in state))
-            decisions.append(self._decide(part, noise.unflatten(1, (batch, self.n_scenarios))[:, rows], deadline))
+        parts = self._with_futures(state, self.env.factors.n_deviations)
+        decisions = [self._decide(part, noise, deadline) for part, noise in parts]
         return HybridAction(*(torch.cat(parts) for parts in zip(*decisions, strict=True)))
 
     def teach(self, rounds: int = 20, n_episodes: int = 64, learning_rate: float | str | Schedule = "lin_1e-3") -> None:
@@ -135,13 +130,17 @@ class Lookahead:
         """
         check_count("n_episodes", n_episodes)
 
-        def loss(lessons: tuple[torch.Tensor, ...], rows: torch.Tensor, remaining: float) -> torch.Tensor:
-            obs, mask, regime, gains = (part[rows] for part in lessons)
-            policy = regime_distribution(self.env, self.model.policy, obs, mask).given(regime)
-            expected = (policy.probs * gains).flatten(1).sum(dim=1).mean()
-            return -expected / (lessons[-1].abs().mean() + 1e-8) - EXPLORE * remaining * policy.entropy().mean()
+        def loss_of(lessons: tuple[torch.Tensor, ...], remaining: float) -> Callable[..., torch.Tensor]:
+            scale = lessons[-1].abs().mean() + 1e-8
 
-        self._learn("discrete", rounds, learning_rate, lambda k: self._lesson(n_episodes, STRAY if k % 2 else 0.0), loss)
+            def loss(obs: torch.Tensor, mask: torch.Tensor, regime: torch.Tensor, gains: torch.Tensor) -> torch.Tensor:
+                policy = regime_distribution(self.env, self.model.policy, obs, mask).given(regime)
+                expected = (policy.probs * gains).flatten(1).sum(dim=1)
+                return -expected.mean() / scale - EXPLORE * remaining * policy.entropy().mean()
+
+            return loss
+
+        self._learn("discrete", rounds, learning_rate, lambda k: self._lesson(n_episodes, STRAY if k % 2 else 0.0), loss_of)
 
     def teach_points(self, rounds: int = 20, n_episodes: int = 64, learning_rate: float | str | Schedule = "lin_3e-3") -> None:
         """
@@ -163,11 +162,10 @@ class Lookahead:
             raise ValueError("refinements = 0: there are no better points to teach")
         *_, scale = point_geometry(self.env, 1)
 
-        def loss(lessons: tuple[torch.Tensor, ...], rows: torch.Tensor, remaining: float) -> torch.Tensor:
-            obs, regime, point = (part[rows] for part in lessons)
+        def loss(obs: torch.Tensor, regime: torch.Tensor, point: torch.Tensor) -> torch.Tensor:
             return ((points(self.env, self.model.policy, obs, regime) - point) / scale).square().sum(dim=1).mean()
 
-        self._learn("continuous", rounds, learning_rate, lambda k: self._example(n_episodes), loss)
+        self._learn("continuous", rounds, learning_rate, lambda k: self._example(n_episodes), lambda *_: loss)
 
     def _learn(
         self,
@@ -175,14 +173,14 @@ class Lookahead:
         rounds: int,
         learning_rate: float | str | Schedule,
         lesson: Callable[[int], tuple[torch.Tensor, ...]],
-        loss: Callable[[tuple[torch.Tensor, ...], torch.Tensor, float], torch.Tensor],
+        loss_of: Callable[[tuple[torch.Tensor, ...], float], Callable[..., torch.Tensor]],
     ) -> None:
         """
         In each round, learn from its lesson and those before it that are remembered.
 
         :param network: the component that learns
         :param lesson: of a round, tensors with a row for each state
-        :param loss: of the lessons, some of their rows, and the share of rounds that remain
+        :param loss_of: from all lessons remembered, and the share of rounds that remain, to the loss of some of their rows
         """
         rate = make_schedule("learning_rate", learning_rate)
         optimizer = torch.optim.Adam(self.model.policy.component(network).parameters(), lr=rate(1.0))
@@ -192,10 +190,11 @@ class Lookahead:
             optimizer.param_groups[0]["lr"] = rate(remaining)
             remembered.append(lesson(k))
             lessons = tuple(torch.cat(parts) for parts in zip(*remembered, strict=True))
+            loss = loss_of(lessons, remaining)
             for _ in range(LESSON_STEPS):
                 rows = torch.randint(len(lessons[0]), (LESSON_ROWS,), generator=self.generator, device=lessons[0].device)
                 optimizer.zero_grad()
-                loss(lessons, rows, remaining).backward()
+                loss(*(part[rows] for part in lessons)).backward()
                 optimizer.step()
 
     def _example(self, n_episodes: int) -> tuple[torch.Tensor, ...]:
@@ -203,18 +202,33 @@ class Lookahead:
         :return: the observations along episodes with refined points, their regimes, and the points
         """
         start, _ = self.env.sample_scenarios(n_episodes, self.generator)
-        _, noise = self.env.sample_scenarios(n_episodes * self.n_scenarios, self.generator)
-        noise = noise.unflatten(1, (n_episodes, self.n_scenarios))
         found: list[tuple[torch.Tensor, ...]] = []
-        for rows in torch.arange(n_episodes, device=self.env.device).split(max(1, ROWS_AT_ONCE // self.n_scenarios)):
-            part = type(start)(*(field[rows] for field in start))
-            mask = self.env.regime_mask(part) if self.env.masks_regimes else None
+        for part, noise in self._with_futures(start, 1):
             with torch.no_grad():
-                regime = regime_distribution(self.env, self.model.policy, self.env.observation(part), mask).mode()
-            shift = self._shift(part, regime, noise[:, rows], np.inf)
+                regime, _ = self._likeliest(part)
+            shift = self._shift(part, regime, noise, np.inf)
             with torch.no_grad():
-                self._returns(part, regime, noise[:, rows], 1, shift, found)
+                self._returns(part, regime, noise, 1, shift, found)
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+    def _with_futures(self, state: Any, n_tried: int) -> Iterator[tuple[Any, torch.Tensor]]:
+        """
+        :param n_tried: regimes that are tried in each state
+        :return: the states, so many at a time as are simulated at once, and the noise of their futures, drawn anew, shape
+            ``(T, batch, n_scenarios, ...)``
+        """
+        batch = len(state.period)
+        _, noise = self.env.sample_scenarios(batch * self.n_scenarios, self.generator)
+        noise = noise.unflatten(1, (batch, self.n_scenarios))
+        for rows in torch.arange(batch, device=self.env.device).split(max(1, ROWS_AT_ONCE // (n_tried * self.n_scenarios))):
+            yield type(state)(*(field[rows] for field in state)), noise[:, rows]
+
+    def _likeliest(self, state: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        :return: the policy's likeliest regimes, and which may be taken, flat; ``None`` where all may
+        """
+        mask = self.env.regime_mask(state) if self.env.masks_regimes else None
+        return regime_distribution(self.env, self.model.policy, self.env.observation(state), mask).mode(), mask
 
     @torch.no_grad()
     def _lesson(self, n_episodes: int, stray: float) -> tuple[torch.Tensor, ...]:
@@ -260,7 +274,9 @@ class Lookahead:
             best = self._gain(gains).argmax(dim=1)
             regime = tried[torch.arange(len(tried), device=env.device), best]
             point = points(env, self.model.policy, env.observation(state), regime)
-        return HybridAction(regime, self._refined(state, regime, noise, deadline) if self.refinements else point)
+        if self.refinements:
+            point = self._moved(point, regime, self._shift(state, regime, noise, deadline)[:, 0])
+        return HybridAction(regime, point)
 
     def _tried(self, state: Any, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -269,8 +285,7 @@ class Lookahead:
             are not allowed; how much more each returns than that, shape ``(batch, D, n_scenarios)``
         """
         env = self.env
-        obs, mask = env.observation(state), env.regime_mask(state) if env.masks_regimes else None
-        likeliest = regime_distribution(env, self.model.policy, obs, mask).mode()
+        likeliest, mask = self._likeliest(state)
         tried = env.factors.deviations(likeliest)
         n_tried = tried.shape[1]
         first = tried.flatten(0, 1)
@@ -286,14 +301,6 @@ class Lookahead:
         """
         mean = difference.mean(dim=-1)
         return mean if self.n_scenarios == 1 else mean - difference.std(dim=-1) / self.n_scenarios**0.5
-
-    def _refined(self, state: Any, regime: torch.Tensor, noise: torch.Tensor, deadline: float) -> torch.Tensor:
-        """
-        :return: b of the first period after refinement, shape ``(batch, n)``
-        """
-        shift = self._shift(state, regime, noise, deadline)
-        own = points(self.env, self.model.policy, self.env.observation(state), regime)
-        return self._moved(own, regime, shift[:, 0]).detach()
 
     def _shift(self, state: Any, regime: torch.Tensor, noise: torch.Tensor, deadline: float) -> torch.Tensor:
         """

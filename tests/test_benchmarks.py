@@ -68,23 +68,9 @@ def test_runs_come_back_in_order_and_an_error_of_one_is_raised():
 
 def test_the_lookahead_benchmark_compares_depths_with_the_policy_itself():
     lqr = ("--env", "HybridSwitchedLQR-v0", "--env-kwargs", "n_dims=3", "horizon=5")
-    few = (
-        "--iterations",
-        "2",
-        "--scenarios",
-        "5",
-        "--futures",
-        "1",
-        "--depths",
-        "2",
-        "--teach",
-        "1",
-        "--teach-points",
-        "1",
-        "--episodes",
-        "4",
-    )
-    result = run("benchmarks.lookahead", *lqr, *few)
+    few = ("--iterations", "2", "--scenarios", "5", "--futures", "1", "--depths", "2")
+    teaching = ("--teach", "1", "--teach-points", "1", "--episodes", "4")
+    result = run("benchmarks.lookahead", *lqr, *few, *teaching)
     assert result.returncode == 0, result.stderr
     titles = [line.split(":")[0] for line in result.stdout.splitlines()]
     taught = [f"taught {what} in 1 rounds of 4 episodes" for what in ("regimes", "points")]

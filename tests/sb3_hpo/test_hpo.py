@@ -552,11 +552,6 @@ def test_the_scenarios_hold_the_candidates_of_the_sampled_regimes():
     assert set(it.regimes.flatten().tolist()) == {0, 1}
 
 
-# ---- VecNormalize ----------------------------------------------------------------------------------------------------
-
-MEAN, VARIANCE, RETURN_VARIANCE, CLIP_OBS, CLIP_REWARD = 0.5, 4.0, 300.0**2, 1.0, 3.0
-
-
 @pytest.mark.parametrize("name", [name for name in RUNS if name.startswith("HPO")])
 def test_what_is_computed_again_on_the_way_back_gives_the_same_networks_and_is_not_kept(name):
     kept = []
@@ -574,6 +569,11 @@ def test_what_is_computed_again_on_the_way_back_gives_the_same_networks_and_is_n
     (plain, all_of_it), (recomputed, rest) = kept
     assert torch.allclose(plain, recomputed, rtol=1e-5, atol=1e-7)
     assert rest < all_of_it / 2  # the networks have eight units only
+
+
+# ---- VecNormalize ----------------------------------------------------------------------------------------------------
+
+MEAN, VARIANCE, RETURN_VARIANCE, CLIP_OBS, CLIP_REWARD = 0.5, 4.0, 300.0**2, 1.0, 3.0
 
 
 class ScaledByHand(HybridInventoryEnv):
