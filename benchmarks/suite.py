@@ -10,6 +10,7 @@ import argparse
 import csv
 import json
 import math
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ import torch
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.train import N_SCENARIOS, train
-from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, add_jobs, mean_and_interval, read_config, run_all
+from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, add_jobs, kept, mean_and_interval, read_config, run_all
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.solvers import evaluate, reference_policy
 
@@ -89,21 +90,15 @@ def main() -> None:
     report([row for problem, size in product(PROBLEMS, SIZES) if (row := summary(args.runs, problem, size))], args.out)
 
 
-def run(folder: Path, algo: str, problem: Problem, size: str, seed: int, iterations: int | None) -> None:
+def run(folder: Path, algo: str, problem: Problem, size: str, seed: int, iterations: int | None) -> dict[str, Any]:
     """Train one run, unless its file is in the folder. HybridPPO gets as many environment steps as HPO."""
-    file = folder / f"{problem.env_id}_{size}_{algo}_{seed}.json"
-    if file.exists():
-        return
-    result = train(
-        algo,
-        problem.env_id,
-        getattr(problem, size),
-        seed,
-        iterations,
-        whole_units=problem.whole_units,
-        n_timesteps=problem.steps(size),
-    )
-    file.write_text(json.dumps(result, indent=1) + "\n")
+    options: dict[str, Any] = {
+        "iterations": iterations,
+        "whole_units": problem.whole_units,
+        "n_timesteps": problem.steps(size),
+    }
+    training = partial(train, algo, problem.env_id, getattr(problem, size), seed, **options)
+    return kept(folder / f"{problem.env_id}_{size}_{algo}_{seed}.json", training)
 
 
 def summary(folder: Path, problem: Problem, size: str) -> dict[str, Any] | None:
@@ -144,14 +139,15 @@ def steps_to_match(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> 
 
 def reference(file: Path, env_id: str, env_kwargs: dict[str, Any]) -> dict[str, Any]:
     """The reference policy's name and cost, from the file if it is there, since finding the policy may take a minute."""
-    if not file.exists():
+
+    def find() -> dict[str, Any]:
         env = gym.make(env_id, **env_kwargs).unwrapped
         assert isinstance(env, HybridEnv)
         policy = reference_policy(env)
         cost = float(evaluate(env, policy, N_SCENARIOS, EVALUATION_SEED).mean())
-        found = {"action_size": env.action_size, "reference_policy": type(policy).__name__, "reference": cost}
-        file.write_text(json.dumps(found, indent=1) + "\n")
-    return dict(json.loads(file.read_text()))
+        return {"action_size": env.action_size, "reference_policy": type(policy).__name__, "reference": cost}
+
+    return kept(file, find)
 
 
 def gap(row: dict[str, Any], algo: str) -> float:

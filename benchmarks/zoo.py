@@ -1,6 +1,7 @@
 """Training from a zoo config: what the demo and the published figures share."""
 
 import argparse
+import json
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -95,6 +96,19 @@ def mean_and_interval(values: np.ndarray | list[float]) -> tuple[float, float]:
     """
     n = len(values)
     return float(np.mean(values)), float(stats.sem(values) * stats.t.ppf(0.975, n - 1)) if n > 1 else float("nan")
+
+
+def kept(file: Path, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """
+    :param file: where the result is kept
+    :param find: how it is found, if it is not there
+    :return: the result
+    """
+    if not file.exists():
+        part = file.with_suffix(".part")
+        part.write_text(json.dumps(find(), indent=1) + "\n")
+        part.replace(file)  # whole or not at all, whenever the command is stopped
+    return dict(json.loads(file.read_text()))
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:

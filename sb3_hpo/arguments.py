@@ -156,9 +156,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             base, words = CLASSES[name]
             if not (isinstance(value, type) and issubclass(value, base)):
                 raise ValueError(f"{name} must be {words}, got {value!r}")
-        elif name in CHOICES and not any(type(value) is type(choice) and value == choice for choice in CHOICES[name]):
-            *first, last = map(repr, CHOICES[name])
-            raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
+        elif name in CHOICES:
+            check_choice(name, value, CHOICES[name])
         elif name == "device":
             check_device(value)
         elif name == "tensorboard_log" and not isinstance(value, str | os.PathLike | None):
@@ -170,6 +169,15 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
                 check_number(f"betas[{i}]", beta, ALLOWED["betas"])
         elif name in ALLOWED:
             check_argument(name, value)
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """
+    :raises ValueError: naming the argument, its value and what is allowed
+    """
+    if not any(type(value) is type(choice) and value == choice for choice in choices):
+        *first, last = map(repr, choices)
+        raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {value!r}")
 
 
 def check_argument(name: str, value: Any) -> None:

@@ -214,7 +214,7 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
     assert model.env is not None
     spec, unwrapped = model.env.get_attr("spec")[0], model.env.get_attr("unwrapped")[0]
     numbers = ("n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "vf_coef")
-    rates = getattr(model, "component_learning_rates", {})
+    rates = model.component_learning_rates
     texts = {
         "algo": type(model).__name__,
         "env": type(unwrapped).__name__ if spec is None else spec.id,

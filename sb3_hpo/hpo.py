@@ -111,6 +111,7 @@ class HPO(HybridPPO):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": DeterministicPointPolicy}
     policy: DeterministicPointPolicy
     stochastic_point = False
+    horizon_values = (True, False, "bounded")
     running_estimates: ClassVar = ("cross_weight", "cross_signal", "cross_power", "reward_scale")
     """What changes in training beside SB3's own counters; checkpoints keep it."""
 
@@ -143,7 +144,7 @@ class HPO(HybridPPO):
         **ppo_kwargs: Any,
     ):
         own: dict[str, Any] = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "credit": credit}
-        own |= {"normalize_reward": normalize_reward, "cross_term": cross_term, "value_beyond_horizon": value_beyond_horizon}
+        own |= {"normalize_reward": normalize_reward, "cross_term": cross_term}
         own |= {"gradient_checkpointing": gradient_checkpointing}
         check_arguments(own)
         if env is not None:
@@ -156,7 +157,6 @@ class HPO(HybridPPO):
                 else check_count("batch_size", batch_size, 2)
             )
         self.n_scenarios = n_scenarios
-        self.value_beyond_horizon = value_beyond_horizon
         self.cross_term = cross_term
         self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
         self.reward_scale = 1.0  # of the last rollout: the unit of values
@@ -165,17 +165,15 @@ class HPO(HybridPPO):
         self.point_noise_schedule = make_schedule("point_noise", point_noise)
         self.normalize_reward = normalize_reward
         self.gradient_checkpointing = gradient_checkpointing
-        self.component_learning_rates = {
-            name: make_schedule(f"{name}_learning_rate", rate)
-            for name, rate in (("continuous", continuous_learning_rate), ("value", value_learning_rate))
-            if rate is not None
-        }
         self.component_max_grad_norm = max_grad_norm
         super().__init__(
             policy,
             env,
             n_steps=n_steps or 1,
             learning_rate=learning_rate,
+            continuous_learning_rate=continuous_learning_rate,
+            value_learning_rate=value_learning_rate,
+            value_beyond_horizon=value_beyond_horizon,
             batch_size=batch_size or 64,
             n_epochs=n_epochs,
             gamma=gamma,
@@ -487,12 +485,6 @@ class HPO(HybridPPO):
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_live", "_gradient_norms"]
 
-    def _update_learning_rate(self, optimizers: Any) -> None:
-        super()._update_learning_rate(optimizers)
-        for group in self.policy.optimizer.param_groups:
-            if group["name"] in self.component_learning_rates:
-                group["lr"] = self.component_learning_rates[group["name"]](self._current_progress_remaining)
-
     def learn(
         self,
         total_timesteps: int | None = None,
@@ -525,14 +517,7 @@ class HPO(HybridPPO):
         if "max_grad_norm" in kwargs:
             check_argument("max_grad_norm", kwargs["max_grad_norm"])
             kwargs["component_max_grad_norm"] = kwargs.pop("max_grad_norm")
-        rates = dict(data.get("component_learning_rates", {}))
-        for name in ("continuous", "value"):
-            if f"{name}_learning_rate" in kwargs:
-                rate = kwargs.pop(f"{name}_learning_rate")
-                rates.pop(name, None)
-                if rate is not None:
-                    rates[name] = make_schedule(f"{name}_learning_rate", rate)
-        return super().load(path, env, *args, **kwargs, component_learning_rates=rates)
+        return super().load(path, env, *args, **kwargs)
 
 
 def future_range(rewards: np.ndarray, gamma: float) -> tuple[float, float]:

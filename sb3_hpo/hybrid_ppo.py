@@ -9,12 +9,13 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
 from typing_extensions import Self
 
 from hybrid_envs.spaces import packed_size
-from sb3_hpo.arguments import check_arguments, check_policy, check_spelling, make_schedule
+from sb3_hpo.arguments import check_arguments, check_choice, check_policy, check_spelling, make_schedule
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.distributions import mask_tensor
 from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
@@ -44,7 +45,13 @@ class HybridPPO(SharedPPO, TupleActions):
     :param policy: ``"MlpPolicy"``, ``"MultiInputPolicy"`` or a policy class
     :param env: environment, its id, or a VecEnv
     :param learning_rate: a number, a schedule, or ``"lin_3e-4"`` for a linear decay to 0
+    :param continuous_learning_rate: of the continuous network and the standard deviation of b, likewise; that of the discrete
+        network unless given
+    :param value_learning_rate: of the value network, likewise
     :param ent_coef: entropy coefficient, likewise
+    :param value_beyond_horizon: whether the value network judges what would follow an episode that stops at its horizon, as in
+        SB3. With False nothing follows: where costs grow without limit under a policy that has not learned yet, the value of
+        what follows is larger than all that was seen, and wrong
     :param ratio: what PPO's probability ratio is of, and so what is clipped: the whole action (``"joint"``), or each of its
         components apart (``"component"``: a factor of the regime, or the coordinates of b that answer to one). Then the losses
         and the KL divergence are means over components. Unless given, ``"component"`` with several factors, else ``"joint"``
@@ -60,6 +67,8 @@ class HybridPPO(SharedPPO, TupleActions):
     policy: HybridActorCriticPolicy
     stochastic_point: ClassVar[bool] = True
     """Whether the algorithm explores with a Gaussian point; its policy has to do as it does."""
+    horizon_values: ClassVar[tuple[Any, ...]] = (True, False)
+    """What ``value_beyond_horizon`` may be."""
 
     def __init__(
         self,
@@ -67,13 +76,23 @@ class HybridPPO(SharedPPO, TupleActions):
         env: GymEnv | str,
         *,
         learning_rate: float | str | Schedule = 3e-4,
+        continuous_learning_rate: float | str | Schedule | None = None,
+        value_learning_rate: float | str | Schedule | None = None,
         ent_coef: float | str | Schedule = 0.0,
+        value_beyond_horizon: bool | Literal["bounded"] = True,
         ratio: Literal["joint", "component"] | None = None,
         **ppo_kwargs: Any,
     ):
         check_arguments(ppo_kwargs | {"ratio": ratio})
         check_policy(type(self), policy, ppo_kwargs.get("policy_kwargs"))
+        check_choice("value_beyond_horizon", value_beyond_horizon, self.horizon_values)
         self.ratio = ratio
+        self.value_beyond_horizon = value_beyond_horizon
+        self.component_learning_rates = {
+            name: make_schedule(f"{name}_learning_rate", rate)
+            for name, rate in (("continuous", continuous_learning_rate), ("value", value_learning_rate))
+            if rate is not None
+        }
         self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
         learning_rate = make_schedule("learning_rate", learning_rate)
         super().__init__(policy, env, learning_rate=learning_rate, ent_coef=self.ent_coef_schedule(1.0), **ppo_kwargs)
@@ -138,6 +157,19 @@ class HybridPPO(SharedPPO, TupleActions):
         with self.policy.register_forward_pre_hook(ask_for_masks, with_kwargs=True):
             return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
 
+    def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
+        super()._update_info_buffer(infos, dones)
+        if self.value_beyond_horizon is False:
+            # Here SB3 has stepped, and next it would add the value of what follows the episodes that are said to be cut short.
+            for info in infos:
+                info.pop("TimeLimit.truncated", None)
+
+    def _update_learning_rate(self, optimizers: Any) -> None:
+        super()._update_learning_rate(optimizers)
+        for group in self.policy.optimizer.param_groups:
+            if group["name"] in self.component_learning_rates:
+                group["lr"] = self.component_learning_rates[group["name"]](self._current_progress_remaining)
+
     def predict(
         self,
         observation: np.ndarray | dict[str, np.ndarray],
@@ -160,6 +192,17 @@ class HybridPPO(SharedPPO, TupleActions):
             kwargs["learning_rate"] = make_schedule("learning_rate", kwargs["learning_rate"])
         if "ent_coef" in kwargs:
             kwargs["ent_coef_schedule"] = make_schedule("ent_coef", kwargs.pop("ent_coef"))
+        if "value_beyond_horizon" in kwargs:
+            check_choice("value_beyond_horizon", kwargs["value_beyond_horizon"], cls.horizon_values)
+        own_rates = [name for name in ("continuous", "value") if f"{name}_learning_rate" in kwargs]
+        given = {name: kwargs.pop(f"{name}_learning_rate") for name in own_rates}
+        if given:
+            data, _, _ = load_from_zip_file(path, custom_objects=kwargs.get("custom_objects"))
+            assert data is not None
+            rates = {**data.get("component_learning_rates", {}), **given}
+            kwargs["component_learning_rates"] = {
+                name: make_schedule(f"{name}_learning_rate", rate) for name, rate in rates.items() if rate is not None
+            }
         return super().load(path, env, *args, **kwargs)
 
     def train(self) -> None:

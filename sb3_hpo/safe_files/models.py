@@ -29,10 +29,10 @@ ALGORITHMS: dict[str, type[HybridPPO]] = {"HPO": HPO, "HybridPPO": HybridPPO}
 ARGUMENTS = (
     *("batch_size", "clip_range", "clip_range_vf", "ent_coef", "gae_lambda", "gamma", "learning_rate", "max_grad_norm"),
     *("n_epochs", "n_steps", "normalize_advantage", "ratio", "seed", "stats_window_size", "target_kl", "verbose", "vf_coef"),
+    *("continuous_learning_rate", "value_beyond_horizon", "value_learning_rate"),
 )
 HPO_ARGUMENTS = (
-    *("continuous_learning_rate", "credit", "cross_term", "n_scenarios", "normalize_reward", "pathwise_weight", "point_noise"),
-    *("gradient_checkpointing", "value_beyond_horizon", "value_learning_rate"),
+    *("credit", "cross_term", "gradient_checkpointing", "n_scenarios", "normalize_reward", "pathwise_weight", "point_noise"),
 )
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 DERIVED = ("tower.", "std_unit", "obs_unit", "coupling.before")
@@ -187,9 +187,9 @@ def _describe(model: HybridPPO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             tensors[f"optimizer.{i}.{key}"] = value.detach().cpu().numpy()
     values: dict[str, Any] = {name: getattr(model, name, None) for name in _argument_names(type(model))}
     values |= {"ent_coef": model.ent_coef_schedule, "stats_window_size": model._stats_window_size}
+    rates = model.component_learning_rates
+    values |= {f"{name}_learning_rate": rates.get(name) for name in ("continuous", "value")}
     if isinstance(model, HPO):
-        rates = model.component_learning_rates
-        values |= {f"{name}_learning_rate": rates.get(name) for name in ("continuous", "value")}
         values |= {"max_grad_norm": model.component_max_grad_norm, "point_noise": model.point_noise_schedule}
         values["n_scenarios"] = model.n_envs
     description = {

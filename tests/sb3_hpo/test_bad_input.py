@@ -152,6 +152,9 @@ NONSENSE = [  # argument, value, and what the error says is allowed
     *[("ent_coef", value, ">= 0") for value in (-0.1, NAN, INF, "lin_-1", lambda left: 1 - 2 * left)],
     *[("learning_rate", value, ">= 0") for value in (-1e-3, NAN, INF, "lin_nan", lambda left: NAN)],
     *[("learning_rate", value, "a number, a schedule, 'lin_V' or 'late_V'") for value in (None, True, [1e-3])],
+    *[("continuous_learning_rate", value, ">= 0") for value in (-1, NAN)],
+    *[("value_learning_rate", value, ">= 0") for value in (-1, INF, "lin_-1")],
+    *[("value_beyond_horizon", value, "True") for value in ("no", NAN, 1, None)],
     *[("stats_window_size", value, "an integer >= 1") for value in (0, 1.5)],
     *[("normalize_advantage", value, "True or False") for value in ("no", NAN, 1)],
     ("rollout_buffer_class", "x", "a subclass of Stable-Baselines3's RolloutBuffer, or None"),
@@ -164,8 +167,6 @@ NONSENSE = [  # argument, value, and what the error says is allowed
 ]
 NONSENSE_OF_HPO = [
     *[("pathwise_weight", value, ">= 0") for value in (-1, NAN, INF, "1", None)],
-    *[("continuous_learning_rate", value, ">= 0") for value in (-1, NAN)],
-    *[("value_learning_rate", value, ">= 0") for value in (-1, INF, "lin_-1")],
     *[("point_noise", value, ">= 0") for value in (NAN, INF, lambda left: -left)],
     *[("normalize_reward", value, "True or False") for value in ("yes", NAN)],
     *[("cross_term", value, "True, False or 'auto'") for value in ("Auto", NAN, 1, None)],
@@ -212,6 +213,13 @@ def test_a_value_that_makes_no_sense_is_refused_by_name_by_both_algorithms(algor
 def test_a_value_that_makes_no_sense_is_refused_by_name_by_hpo(name, value, allowed):
     with refuses(name, value, allowed):
         make(HPO, **{name: value})
+
+
+def test_hybrid_ppo_does_not_bound_what_follows_the_horizon(model_files):
+    with refuses("value_beyond_horizon", "bounded", "True or False"):
+        make(HybridPPO, value_beyond_horizon="bounded")
+    with refuses("value_beyond_horizon", "bounded", "True or False"):
+        HybridPPO.load(model_files / "HybridPPO", small(), value_beyond_horizon="bounded")
 
 
 @pytest.mark.parametrize(("policy_kwargs", "message"), NONSENSE_OF_THE_POLICY)

@@ -207,6 +207,21 @@ def test_with_one_regime_and_vanishing_noise_rollouts_are_those_of_ppo():
         np.testing.assert_allclose(hybrid[name], stock[name], atol=1e-5, err_msg=name)
 
 
+def test_nothing_follows_the_horizon_if_asked_for():
+    """DriftEnv ends by truncation alone. Without value beyond, returns are the discounted sums of an episode's rewards."""
+    gamma, rollout = 0.9, Rollout()
+    model = HybridPPO(
+        "MlpPolicy", DriftEnv(flat=False), gamma=gamma, gae_lambda=1.0, value_beyond_horizon=False, **SMALL | {"n_steps": 30}
+    )
+    model.learn(30, rollout)
+    rewards, starts, returns = (rollout.arrays[name][:, 0] for name in ("rewards", "episode_starts", "returns"))
+    ends = np.flatnonzero(starts[1:]) + 1
+    assert len(ends) > 1
+    for begin, end in zip([0, *ends], ends, strict=False):
+        sums = [gamma ** np.arange(end - t) @ rewards[t:end] for t in range(begin, end)]
+        np.testing.assert_allclose(returns[begin:end], sums, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("max_grad_norm", [0.05, 100.0])
 def test_with_one_regime_training_on_the_same_rollout_moves_the_weights_as_ppo_does(max_grad_norm):
     stock, hybrid = alike(max_grad_norm=max_grad_norm)

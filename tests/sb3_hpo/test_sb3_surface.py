@@ -393,23 +393,23 @@ def rates(model):
     return {group["name"]: group["lr"] for group in model.policy.optimizer.param_groups}
 
 
-def test_each_network_of_hpo_learns_at_its_own_rate():
+def test_each_network_learns_at_its_own_rate(algorithm):
     watch = AtRolloutStart(rates)
     settings = {"learning_rate": 1e-3, "continuous_learning_rate": "lin_0.004", "value_learning_rate": lambda _: 5e-4}
-    make(HPO, **settings).learn(2 * ITERATION, watch)
+    make(algorithm, **settings).learn(2 * ITERATION, watch)
     assert watch.values[1] == pytest.approx({"discrete": 1e-3, "continuous": 2e-3, "value": 5e-4})
     assert watch.values[2] == pytest.approx({"discrete": 1e-3, "continuous": 0.0, "value": 5e-4})
 
 
-def test_a_network_without_a_rate_of_its_own_learns_at_the_common_rate():
+def test_a_network_without_a_rate_of_its_own_learns_at_the_common_rate(algorithm):
     watch = AtRolloutStart(rates)
     common = {"learning_rate": lambda progress: 1e-2 * progress, "continuous_learning_rate": None}
-    make(HPO, **common, value_learning_rate=1e-4).learn(2 * ITERATION, watch)
+    make(algorithm, **common, value_learning_rate=1e-4).learn(2 * ITERATION, watch)
     assert watch.values[1] == pytest.approx({"discrete": 5e-3, "continuous": 5e-3, "value": 1e-4})
 
 
-def test_at_rate_zero_a_network_stays_as_it_is():
-    model = make(HPO, continuous_learning_rate=0.0)
+def test_at_rate_zero_a_network_stays_as_it_is(algorithm):
+    model = make(algorithm, continuous_learning_rate=0.0)
     before = weights(model)
     model.learn(ITERATION)
     moved = {name.split(".")[1] for name, value in weights(model).items() if not torch.equal(value, before[name])}
