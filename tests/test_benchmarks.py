@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import evidence, learning_curves
+from benchmarks import evidence, learning_curves, paper
 from benchmarks.zoo import run_all
 
 ROOT = Path(__file__).parent.parent
@@ -172,6 +172,38 @@ def test_the_suite_compares_both_algorithms_with_the_reference_and_repeats_no_ru
     assert again.returncode == 0, again.stderr
     assert "seed" not in again.stdout
     assert {file: file.stat().st_mtime_ns for file in runs.iterdir()} == files
+
+
+def test_the_papers_evidence_is_on_all_runs_that_are_there_and_repeats_none(tmp_path):
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    folders = ("--runs", str(runs), "--out", str(results))
+    chosen = ("--problems", "switched_lqr", "--sizes", "8", "16", "--variants", "2", "--seeds", "0", "1")
+    first = run("benchmarks.paper", *chosen, "--iterations", "1", *folders)
+    assert first.returncode == 0, first.stderr
+    assert "Warning" not in first.stderr
+    rows = list(csv.DictReader((results / "paper.csv").read_text().splitlines()))
+    assert [(row["p"], row["algorithm"]) for row in rows] == [
+        (p, algo) for p in ("8", "16") for algo in ("HPO", "no_cross", "HybridPPO")
+    ]
+    assert "switched_lqr, J = 2, p in [8, 16], 2 seeds" in first.stdout
+    assert f"{7 * 2 * 3 * 5 + 4 * 4 * 3 * 5 - 12} runs are missing" in first.stdout
+    for row in rows:
+        files = [runs / f"switched_lqr_p{row['p']}_J2_{row['algorithm']}_{seed}.json" for seed in (0, 1)]
+        gaps = [json.loads(file.read_text())["cost"] / float(row["reference"]) - 1 for file in files]
+        assert float(row["iqm"]) == pytest.approx(sum(gaps) / 2)
+        assert float(row["worst_gap"]) == pytest.approx(max(gaps))
+        assert [float(row["low"]), float(row["high"])] == pytest.approx([min(gaps), max(gaps)])
+    for picture in ("paper.png", "paper_curves.png"):
+        assert (results / picture).read_bytes().startswith(b"\x89PNG")
+    again = run("benchmarks.paper", *chosen, *folders)
+    assert again.returncode == 0, again.stderr
+    assert "seed 0" not in again.stdout  # no training
+
+
+def test_the_interquartile_mean_leaves_out_the_best_and_the_worst_quarter():
+    iqm, low, high = paper.interquartile_mean(np.array([[1.0], [2.0], [3.0], [10.0]]))
+    assert iqm == 2.5
+    assert 1.0 <= low < 2.5 < high <= 10.0
 
 
 @pytest.mark.slow
