@@ -4,6 +4,7 @@ import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -19,10 +20,13 @@ from hybrid_envs.evaluation import Choices, Policy, evaluate, policy_figure, ref
 from sb3_hpo.arguments import LateSchedule
 from sb3_hpo.callback_tree import callback_tree, reads_arrays
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
+from sb3_hpo.hpo import HPO
 from sb3_hpo.hybrid_ppo import HybridPPO
+from sb3_hpo.lookahead import Lookahead
 
 __all__ = [
     "CostCallback",
+    "GapCallback",
     "GradientQualityCallback",
     "HParamCallback",
     "PeriodicCallback",
@@ -180,6 +184,52 @@ class PolicyFigureCallback(PeriodicCallback):
             regimes = policy.regimes(obs)
             probabilities, points = regimes.given(regimes.mode()).probs, policy.candidates(obs)
         return Choices(probabilities.cpu().numpy(), points.cpu().numpy())
+
+
+class GapCallback(PeriodicCallback):
+    """
+    Which half of a policy of HPO's holds it back: logs the share of its cost that would be saved by better points for its own
+    regimes (``eval/gap_points``), by better regimes with its own points (``eval/gap_regimes``), and by both
+    (``eval/gap_both``), as far as :class:`~sb3_hpo.lookahead.Lookahead` finds them. What is saved within ``depth`` periods and
+    by one change of regime at a time is seen; a gap may be larger.
+
+    :param env: the problem; that of the training unless given
+    :param every: environment steps between looks
+    :param n_scenarios: held-out scenarios
+    :param seed: of the scenarios, the same in every look
+    :param lookahead: arguments of :class:`~sb3_hpo.lookahead.Lookahead`; unless given, ``{"depth": 10, "n_scenarios": 8}``
+    :raises TypeError: when training begins, if the model is not HPO's
+    """
+
+    def __init__(
+        self,
+        env: HybridEnv | None = None,
+        every: int = 1_000_000,
+        n_scenarios: int = 32,
+        seed: int = 10_000,
+        lookahead: dict[str, Any] | None = None,
+    ):
+        super().__init__(env, every)
+        self.n_scenarios, self.seed = check_count("n_scenarios", n_scenarios), seed
+        self.lookahead = {"depth": 10, "n_scenarios": 8} if lookahead is None else dict(lookahead)
+
+    def _on_training_start(self) -> None:
+        self._better()  # an error of the arguments comes before any work
+
+    def _better(self) -> dict[str, Policy]:
+        """
+        :return: policies, each of which knows better in one half, or in both
+        """
+        better = partial(Lookahead, cast(HPO, self.model), self.problem, **self.lookahead)
+        return {"points": better(regimes=False), "regimes": better(refinements=0), "both": better()}
+
+    def look(self) -> None:
+        def cost(policy: Policy) -> float:
+            return float(evaluate(self.problem, policy, self.n_scenarios, self.seed).mean())
+
+        own = cost(self.model)
+        for half, policy in self._better().items():
+            self.logger.record(f"eval/gap_{half}", (own - cost(policy)) / abs(own))
 
 
 class HParamCallback(BaseCallback):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from stable_baselines3.common.type_aliases import Schedule
 
-from hybrid_envs.checks import check_count, to_numpy
+from hybrid_envs.checks import check_count, check_switch, to_numpy
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.spaces import HybridAction
 from sb3_hpo.arguments import make_schedule
@@ -47,6 +47,7 @@ class Lookahead:
     :param depth: periods to look ahead; to the end of the episode unless given
     :param n_scenarios: futures to average over; 1 is enough where nothing is random
     :param refinements: steps along the gradient; 0 to leave the points as they are
+    :param regimes: whether other regimes than the policy's are tried
     :param time_limit: seconds for one decision, or batch of them; refinement stops there. Then results depend on the machine
     :param seed: of the futures
     :raises TypeError: if the model is not HPO's, or the environment is no HybridEnv
@@ -61,6 +62,7 @@ class Lookahead:
         depth: int | None = None,
         n_scenarios: int = 16,
         refinements: int = 20,
+        regimes: bool = True,
         time_limit: float | None = None,
         seed: int = 0,
     ):
@@ -79,6 +81,7 @@ class Lookahead:
         self.depth = problem.horizon if depth is None else check_count("depth", depth)
         self.n_scenarios = check_count("n_scenarios", n_scenarios)
         self.refinements = check_count("refinements", refinements, 0)
+        self.regimes = check_switch("regimes", regimes)
         self.time_limit = time_limit
         self.generator = torch.Generator(problem.device).manual_seed(check_count("seed", seed, 0))
 
@@ -270,9 +273,12 @@ class Lookahead:
         """
         env = self.env
         with torch.no_grad():
-            tried, gains = self._tried(state, noise)
-            best = self._gain(gains).argmax(dim=1)
-            regime = tried[torch.arange(len(tried), device=env.device), best]
+            if self.regimes:
+                tried, gains = self._tried(state, noise)
+                best = self._gain(gains).argmax(dim=1)
+                regime = tried[torch.arange(len(tried), device=env.device), best]
+            else:
+                regime, _ = self._likeliest(state)
             point = points(env, self.model.policy, env.observation(state), regime)
         if self.refinements:
             point = self._moved(point, regime, self._shift(state, regime, noise, deadline)[:, 0])
@@ -319,6 +325,8 @@ class Lookahead:
             best_gain = torch.where(better, gain, best_gain)
             best = torch.where(align_rows(better, best), shift.detach(), best)
             if step == self.refinements or time.perf_counter() > deadline:
+                break
+            if not returns.requires_grad:  # what is ordered now arrives when all is over
                 break
             optimizer.param_groups[0]["lr"] = STEP * (1 - step / self.refinements)
             optimizer.zero_grad()

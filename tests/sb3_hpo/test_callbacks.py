@@ -3,14 +3,15 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
 from hybrid_envs.solvers import SwitchedRiccati, evaluate
-from sb3_hpo import HPO
-from sb3_hpo.callbacks import CostCallback
+from sb3_hpo import HPO, HybridPPO
+from sb3_hpo.callbacks import CostCallback, GapCallback
 from sb3_hpo.vec_env import simulated
 
 TINY = {"n_scenarios": 8, "seed": 0, "policy_kwargs": {"net_arch": [8]}}
@@ -92,3 +93,60 @@ def test_the_fixed_weight_of_the_cross_term_is_one():
 def test_an_unknown_choice_of_cross_term_is_refused(value):
     with pytest.raises(ValueError, match=r"cross_term must be True, False or 'auto', got"):
         HPO("MlpPolicy", "HybridSwitchedLQR-v0", cross_term=value)
+
+
+# ---- which half of a policy holds it back ----------------------------------------------------------------------------
+
+
+def gaps_at_first(model, env, folder, **options):
+    """
+    :return: what the callback logs of the policy as it is, by half
+    """
+    model.set_logger(configure(str(folder), ["tensorboard"]))
+    model.learn(48, callback=GapCallback(env, n_scenarios=40, seed=5, lookahead={"n_scenarios": 1} | options))
+    halves = {half: scalars(folder, f"eval/gap_{half}")[0] for half in ("points", "regimes", "both")}
+    assert {step for step, _ in halves.values()} == {0}
+    return {half: gap for half, (_, gap) in halves.items()}
+
+
+def test_with_one_mode_the_gap_is_all_points_and_what_riccati_would_save(tmp_path):
+    env = HybridSwitchedLQREnv(3, 1, horizon=6)
+    model = HPO("MlpPolicy", env, gamma=1.0, **TINY)
+    own, optimum = (evaluate(env, policy, 40, seed=5).mean() for policy in (model, SwitchedRiccati(env)))
+    gaps = gaps_at_first(model, env, tmp_path, refinements=100)
+    assert gaps["regimes"] == 0.0
+    assert own > 1.5 * optimum
+    assert gaps["points"] == gaps["both"] == pytest.approx(1 - optimum / own, abs=0.02)
+
+
+def test_a_policy_that_prefers_the_wrong_regime_has_a_gap_of_regimes(tmp_path):
+    """Two modes, of which the second moves nothing: whoever switches to it pays, whatever his controls."""
+    env = HybridSwitchedLQREnv(A=1.2 * np.eye(2), B=np.stack([np.eye(2), np.zeros((2, 2))]), horizon=6)
+    model = HPO("MlpPolicy", env, gamma=1.0, **TINY)
+    model.policy.component("continuous").linear.weight.data[:2] = -1.1 * torch.eye(2) / float(env.action_scale[0])
+    preference, costs = model.policy.component("discrete").output.bias.data, []
+    for wrong in (-9.0, 9.0):
+        preference.copy_(torch.tensor([-wrong, wrong]))
+        costs.append(evaluate(env, model, 40, seed=5).mean())
+    right, own = costs
+    gaps = gaps_at_first(model, env, tmp_path)
+    assert gaps["regimes"] == pytest.approx(1 - right / own, abs=0.02)
+    assert gaps["regimes"] > 0.3
+    assert gaps["points"] < 0.1 * gaps["regimes"]
+    assert gaps["both"] == pytest.approx(gaps["regimes"], abs=0.02)
+
+
+def test_training_is_the_same_with_the_gap_as_without_it():
+    weights = []
+    for callback in (None, GapCallback(every=48, n_scenarios=4)):
+        model = HPO("MlpPolicy", HybridSwitchedLQREnv(3, horizon=6), **TINY).learn(4 * 48, callback=callback)
+        weights.append(model.policy.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(*(of.values() for of in weights), strict=True))
+
+
+def test_the_gap_is_hpos_and_says_so_before_any_work():
+    env = HybridSwitchedLQREnv(3, horizon=6)
+    with pytest.raises(TypeError, match="Lookahead needs a model of HPO"):
+        HybridPPO("MlpPolicy", env, n_steps=6, batch_size=6).learn(12, callback=GapCallback(env))
+    with pytest.raises(ValueError, match="refinements must be an integer >= 0, got -1"):
+        HPO("MlpPolicy", env, **TINY).learn(48, callback=GapCallback(lookahead={"refinements": -1}))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import hybrid_envs
-from hybrid_envs import HybridEnv, HybridSwitchedLQREnv
+from hybrid_envs import HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
 from hybrid_envs.evaluation import evaluate
 from hybrid_envs.solvers import SingleMode
 from hybrid_envs.spaces import HybridAction
@@ -106,6 +106,16 @@ def test_taught_points_cost_little_more_than_riccatis():
     teacher.teach_points(rounds=8, n_episodes=50, learning_rate="lin_1e-2")
     assert 0 <= evaluate(env, model, 200, seed=1).mean() - optimum < 0.1 * before
     assert all(map(torch.equal, regimes, model.policy.component("discrete").parameters()))
+
+
+def test_points_whose_effects_come_after_the_end_stay_as_they_are():
+    env = HybridInventoryEnv(2, horizon=4)
+    model = trained(env, iterations=1)
+    start = env.initial(5, torch.Generator().manual_seed(1))
+    last = start._replace(period=torch.full_like(start.period, 3))
+    decisions = [Lookahead(model, env, n_scenarios=2, refinements=n, regimes=False).decide(last) for n in (0, 5)]
+    assert all(map(torch.equal, *decisions))
+    assert np.isfinite(evaluate(env, Lookahead(model, env, n_scenarios=2, refinements=2), 3, seed=1)).all()
 
 
 # ---- noise -----------------------------------------------------------------------------------------------------------
