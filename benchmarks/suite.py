@@ -3,7 +3,8 @@ Every problem at a small and a large size: HPO and HybridPPO with equal steps, a
 
     python -m benchmarks.suite [--envs ID ...] [--sizes small] [--seeds 0 1 2]
 
-Runs already in the folder are not repeated, so that the command can be stopped and started again.
+Runs already in the folder are not repeated, so that the command can be stopped and started again. Rows of the table without
+runs in the folder stay as they are.
 """
 
 import argparse
@@ -87,7 +88,12 @@ def main() -> None:
         for seed, problem, size, algo in product(args.seeds, chosen, args.sizes, args.algos)
     ]
     run_all(run, calls, args.jobs)
-    report([row for problem, size in product(PROBLEMS, SIZES) if (row := summary(args.runs, problem, size))], args.out)
+    before = published(args.out / "suite.csv")
+    rows = [
+        summary(args.runs, problem, size) or before.get((problem.env_id, problem.arguments(size)))
+        for problem, size in product(PROBLEMS, SIZES)
+    ]
+    report([row for row in rows if row], args.out)
 
 
 def run(folder: Path, algo: str, problem: Problem, size: str, seed: int, iterations: int | None) -> dict[str, Any]:
@@ -121,6 +127,25 @@ def summary(folder: Path, problem: Problem, size: str) -> dict[str, Any] | None:
     if all(runs.values()):
         row["steps_to_match"] = steps_to_match(runs["hpo"], runs["hybrid_ppo"])
     return row | reference(folder / f"{problem.env_id}_{size}.json", problem.env_id, env_kwargs)
+
+
+def published(file: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """
+    :param file: the table, which need not be there
+    :return: its rows, by environment and arguments
+    """
+    if not file.exists():
+        return {}
+    words = ("env", "arguments", "reference_policy")
+    with open(file, encoding="utf-8", newline="") as lines:
+        return {
+            (row["env"], row["arguments"]): {
+                name: value if name in words else float(value) if "." in value or value == "inf" else int(value)
+                for name, value in row.items()
+                if value
+            }
+            for row in csv.DictReader(lines)
+        }
 
 
 def steps_to_match(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import evidence, learning_curves, paper
+from benchmarks import evidence, learning_curves, paper, suite
 from benchmarks.zoo import run_all
 
 ROOT = Path(__file__).parent.parent
@@ -172,6 +172,14 @@ def test_the_suite_compares_both_algorithms_with_the_reference_and_repeats_no_ru
     assert again.returncode == 0, again.stderr
     assert "seed" not in again.stdout
     assert {file: file.stat().st_mtime_ns for file in runs.iterdir()} == files
+
+
+def test_rows_of_the_suite_without_runs_stay_as_they_are(tmp_path):
+    table = ROOT / "benchmarks" / "results" / "suite.csv"
+    rows = list(suite.published(table).values())
+    assert len(rows) == 2 * len(suite.PROBLEMS)
+    suite.report(rows, tmp_path)
+    assert (tmp_path / "suite.csv").read_text() == table.read_text()
 
 
 def test_the_papers_evidence_is_on_all_runs_that_are_there_and_repeats_none(tmp_path):
