@@ -64,12 +64,11 @@ def rows() -> dict[str, Row]:
     """
     found = {f"suite-{problem.env_id}": suite_row(problem) for problem in PROBLEMS if problem.env_id not in SLOW}
     lqr = {"n_dims": 48, "n_modes": 2}
-    found["quadratic"] = trained(
-        "suite.md: switched LQR, p = 48, entry quadratic",
+    found["switched-lqr-48"] = trained(
+        "suite.md: switched LQR, p = 48",
         [52.202, 52.274, 52.180, 52.211, 52.184],
         "HybridSwitchedLQR-v0",
         lqr,
-        entry="quadratic",
     )
     lost = partial(trained, env_id="HybridInventory-v0", iterations=250, whole_units=True)
     found["lost-sales"] = lost(

@@ -1,7 +1,7 @@
 """
 Which half of a policy holds it back: after training, each is trained on with the other left as it is.
 
-    python -m benchmarks.gap --env HybridSwitchedLQR-v0 --env-kwargs n_dims=48 n_modes=4 --entry quadratic --seed 0
+    python -m benchmarks.gap --env HybridSwitchedLQR-v0 --env-kwargs n_dims=48 n_modes=4 --seed 0
 """
 
 import tempfile

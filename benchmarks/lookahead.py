@@ -2,7 +2,7 @@
 What search at decision time adds to a trained policy, and what a decision then costs in time; what is left of it when the
 policy is taught what the search finds.
 
-    python -m benchmarks.lookahead --env HybridSwitchedLQR-v0 --env-kwargs n_dims=48 n_modes=4 --entry quadratic
+    python -m benchmarks.lookahead --env HybridSwitchedLQR-v0 --env-kwargs n_dims=48 n_modes=4
 """
 
 import time

@@ -49,8 +49,6 @@ class Problem(NamedTuple):
     """What is varied beside p: B, scenarios of an iteration, or J, modes."""
     variants: list[int]
     iterations: int
-    hpo_entry: str | None
-    """Of ``zoo_configs/hpo.yml``, the environment's unless given."""
     published: dict[tuple[int, int], dict[str, float]]
     """The costs that the paper states, by p and variant."""
 
@@ -63,7 +61,6 @@ PROBLEMS = {
         "B",
         [16, 64],
         500,
-        None,
         {(60, 16): {"HPO": 50.28, "HybridPPO": 89.29}, (60, 64): {"HPO": 40.70, "HybridPPO": 59.18}},
     ),
     "switched_lqr": Problem(
@@ -73,7 +70,6 @@ PROBLEMS = {
         "J",
         [1, 2, 4, 8],
         500,
-        "quadratic",
         {(48, 2): {"HPO": 53.89, "HybridPPO": 79.36}},
     ),
 }
@@ -138,8 +134,7 @@ def cells() -> list[Cell]:
 def run(folder: Path, cell: Cell, algo: str, seed: int, iterations: int | None) -> dict[str, Any]:
     """Train one run, unless its file is in the folder; HybridPPO gets as many environment steps as HPO."""
     name, hyperparams = ALGORITHMS[algo]
-    entry = cell.of.hpo_entry if name == "hpo" else None
-    options = {"iterations": iterations or cell.of.iterations, "entry": entry} | hyperparams | cell.hyperparams
+    options = {"iterations": iterations or cell.of.iterations} | hyperparams | cell.hyperparams
     return kept(folder / f"{cell}_{algo}_{seed}.json", partial(train, name, cell.of.env_id, cell.env_kwargs, seed, **options))
 
 
