@@ -191,7 +191,8 @@ class GapCallback(PeriodicCallback):
     Which half of a policy of HPO's holds it back: logs the share of its cost that would be saved by better points for its own
     regimes (``eval/gap_points``), by better regimes with its own points (``eval/gap_regimes``), and by both
     (``eval/gap_both``), as far as :class:`~sb3_hpo.lookahead.Lookahead` finds them. What is saved within ``depth`` periods and
-    by one change of regime at a time is seen; a gap may be larger.
+    by one change of regime at a time is seen; a gap may be larger. Where costs are rare and large, what pays in a few futures
+    may not pay at all: if a half saves less than nothing, more futures are needed.
 
     :param env: the problem; that of the training unless given
     :param every: environment steps between looks
@@ -277,6 +278,7 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "clip_range": model.clip_range,
         "target_kl": model.target_kl,
         "max_grad_norm": getattr(model, "component_max_grad_norm", model.max_grad_norm),
+        "value_beyond_horizon": model.value_beyond_horizon,
         "cross_term": getattr(model, "cross_term", False),
         "point_noise": getattr(model, "point_noise_schedule", 0.0),
         "normalize_reward": getattr(model, "normalize_reward", False),
