@@ -10,9 +10,7 @@ that are there, and says what the rest would take.
 import argparse
 import csv
 import json
-import math
 import warnings
-from collections.abc import Iterable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -21,7 +19,7 @@ from typing import Any, NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from matplotlib.ticker import EngFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import EngFormatter, PercentFormatter
 from rliable import library, metrics
 
 from benchmarks.suite import reference
@@ -85,6 +83,11 @@ class Cell(NamedTuple):
     @property
     def of(self) -> Problem:
         return PROBLEMS[self.problem]
+
+    @property
+    def panel(self) -> tuple[str, str]:
+        """Where it belongs in tables and figures: the problem, and the variant in words."""
+        return self.problem, f"{self.of.variant}={self.variant}"
 
     @property
     def env_kwargs(self) -> dict[str, int]:
@@ -214,10 +217,11 @@ def summary(found: Found) -> dict[str, Any]:
     """
     cell, gaps = found.cell, found.gaps
     iqm, low, high = interquartile_mean(gaps[:, None])
+    problem, variant = cell.panel
     return {
-        "problem": cell.problem,
+        "problem": problem,
         "p": cell.p,
-        "variant": f"{cell.of.variant}={cell.variant}",
+        "variant": variant,
         "algorithm": found.algo,
         "seeds": len(gaps),
         "reference": found.reference,
@@ -246,7 +250,8 @@ def report_over_sizes(found: list[Found]) -> None:
             seeds = min((len(gaps[p]) for gaps in of_algo.values() for p in common), default=0)
             if len(common) < 2:
                 continue
-            print(f"\n{name}, {of.variant} = {variant}, p in {common}, {seeds} seeds: above the reference, interquartile mean")
+            print(f"\n{name}, {of.variant} = {variant}, p in {common}, seeds of each: {seeds}")
+            print("  above the reference, interquartile mean")
             for algo, gaps in of_algo.items():
                 iqm, low, high = interquartile_mean(np.stack([gaps[p][:seeds] for p in common], axis=1))
                 print(f"  {algo:10} {iqm:+.2%} ({low:+.2%} to {high:+.2%})")
@@ -254,30 +259,27 @@ def report_over_sizes(found: list[Found]) -> None:
 
 def report_rest(found: list[Found]) -> None:
     """Print how many runs are missing, and the hours of one core that they would take, as the others of their kind did."""
-    missing, seconds = 0, 0.0
+    missing, unknown, seconds = 0, 0, 0.0
     for name, algo in product(PROBLEMS, ALGORITHMS):
         of_kind = [one for one in found if (one.cell.problem, one.algo) == (name, algo)]
         done = [run["seconds"] for one in of_kind for run in one.runs]
         rest = len(PROBLEMS[name].sizes) * len(PROBLEMS[name].variants) * len(SEEDS) - len(done)
         missing += rest
-        seconds += rest * float(np.mean(done)) if done else math.nan
-    print(f"\n{missing} runs are missing, about {seconds / 3600:.1f} hours of one core")
-
-
-def panels(found: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """
-    :return: the problems and variants that there are, in order
-    """
-    return list(dict.fromkeys(found))
+        unknown += 0 if done else rest
+        seconds += rest * float(np.mean(done)) if done else 0.0
+    untried = f" and those of {unknown} of a kind that has none yet" if unknown else ""
+    print(f"\n{missing} runs are missing, about {seconds / 3600:.1f} hours of one core{untried}")
 
 
 def draw_gaps(rows: list[dict[str, Any]], path: Path) -> None:
     """The figure "gap against p": a panel for each problem and variant."""
-    shown = panels((row["problem"], row["variant"]) for row in rows)
+    shown = list(dict.fromkeys((row["problem"], row["variant"]) for row in rows))
     figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown) + 1, 3.8), layout="constrained", squeeze=False)
     for ax, (problem, variant) in zip(axes[0], shown, strict=True):
         for algo, colour in COLOURS.items():
             line = [row for row in rows if (row["problem"], row["variant"], row["algorithm"]) == (problem, variant, algo)]
+            if not line:
+                continue
             sizes, middle = [row["p"] for row in line], [row["iqm"] for row in line]
             ax.plot(sizes, middle, marker="o", markersize=4, color=colour, label=algo)
             ax.fill_between(sizes, [r["low"] for r in line], [r["high"] for r in line], color=colour, alpha=0.2, linewidth=0)
@@ -290,11 +292,12 @@ def draw_gaps(rows: list[dict[str, Any]], path: Path) -> None:
                 label=f"{algo}, the paper's" if stated else None,
             )
         ax.axhline(0, color="grey", linewidth=1)
-        ax.set_yscale("symlog", linthresh=0.02)
+        ax.set_yscale("symlog", linthresh=0.01)
+        ax.set_ylim(bottom=-0.005)
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         ax.set(title=f"{problem.replace('_', ' ')}, {variant}", xlabel="p")
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.legend(fontsize="small")
+        ax.set_xticks(sorted({row["p"] for row in rows if (row["problem"], row["variant"]) == (problem, variant)}))
+        ax.legend(fontsize="small", loc="upper left")
     axes[0, 0].set_ylabel("cost above the reference's\n(interquartile mean over seeds, 95 % interval)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -304,27 +307,26 @@ def draw_curves(found: list[Found], path: Path) -> None:
     """Learning curves against steps and against seconds, at the largest p of each problem and variant."""
     largest: dict[tuple[str, str], int] = {}
     for one in found:
-        key = one.cell.problem, f"{one.cell.of.variant}={one.cell.variant}"
-        largest[key] = max(largest.get(key, 0), one.cell.p)
+        largest[one.cell.panel] = max(largest.get(one.cell.panel, 0), one.cell.p)
     figure, axes = plt.subplots(2, len(largest), figsize=(3.6 * len(largest) + 1, 6), layout="constrained", squeeze=False)
     for column, ((problem, variant), p) in zip(axes.T, largest.items(), strict=True):
         for one in found:
-            if (one.cell.problem, f"{one.cell.of.variant}={one.cell.variant}", one.cell.p) != (problem, variant, p):
+            if (*one.cell.panel, one.cell.p) != (problem, variant, p):
                 continue
             steps = np.array(one.runs[0]["steps"])
-            gaps = np.median([run["costs"] for run in one.runs], axis=0) / one.reference - 1
+            costs = np.median([run["costs"] for run in one.runs], axis=0)
             seconds = float(np.median([run["seconds"] for run in one.runs]))
-            column[0].plot(steps, gaps, color=COLOURS[one.algo], label=one.algo)
-            column[1].plot(seconds * steps / steps[-1], gaps, color=COLOURS[one.algo])
+            column[0].plot(steps, costs, color=COLOURS[one.algo], label=one.algo)
+            column[1].plot(seconds * steps / steps[-1], costs, color=COLOURS[one.algo])
         column[0].set(title=f"{problem.replace('_', ' ')}, p={p}, {variant}", xlabel="environment steps")
         column[0].xaxis.set_major_formatter(EngFormatter(sep=""))
         column[1].set(xlabel="seconds")
         column[0].legend(fontsize="small")
         for ax in column:
             ax.set_yscale("log")
-            ax.yaxis.set_major_formatter(PercentFormatter(1.0))
             ax.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("cost above the reference's (median)")
+    for ax in axes[:, 0]:
+        ax.set_ylabel("cost (median over seeds)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

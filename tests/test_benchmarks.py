@@ -193,7 +193,7 @@ def test_the_papers_evidence_is_on_all_runs_that_are_there_and_repeats_none(tmp_
     assert [(row["p"], row["algorithm"]) for row in rows] == [
         (p, algo) for p in ("8", "16") for algo in ("HPO", "no_cross", "HybridPPO")
     ]
-    assert "switched_lqr, J = 2, p in [8, 16], 2 seeds" in first.stdout
+    assert "switched_lqr, J = 2, p in [8, 16], seeds of each: 2" in first.stdout
     assert f"{7 * 2 * 3 * 5 + 4 * 4 * 3 * 5 - 12} runs are missing" in first.stdout
     for row in rows:
         files = [runs / f"switched_lqr_p{row['p']}_J2_{row['algorithm']}_{seed}.json" for seed in (0, 1)]
