@@ -9,7 +9,6 @@ agree in all digits that are published.
 """
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 
-from benchmarks.suite import PROBLEMS, Problem
+from benchmarks.suite import PROBLEMS, Problem, published
 from benchmarks.train import N_SCENARIOS, train
 from benchmarks.zoo import EVALUATION_SEED, add_jobs, mean_and_interval, run_all
 from hybrid_envs.core import HybridEnv
@@ -88,9 +87,8 @@ def suite_row(problem: Problem) -> Row:
     """The first size of a problem in the suite, but of joint replenishment, whose first one varies most, the second."""
     size = "large" if problem.env_id == "HybridInventory-v0" else "small"
     env_kwargs, arguments = getattr(problem, size), problem.arguments(size)
-    with open(SUITE, encoding="utf-8") as file:
-        (published,) = (row for row in csv.DictReader(file) if (row["env"], row["arguments"]) == (problem.env_id, arguments))
-    interval = one_more(float(published["hpo_cost"]), float(published["hpo_half_width"]), int(published["hpo_seeds"]))
+    row = published(SUITE)[problem.env_id, arguments]
+    interval = one_more(row["hpo_cost"], row["hpo_half_width"], row["hpo_seeds"])
     options = {"whole_units": problem.whole_units, "n_timesteps": problem.steps(size)}
     return Row(
         f"suite.md: {problem.env_id}, {arguments}", *interval, partial(train_cost, problem.env_id, env_kwargs, **options)
@@ -101,8 +99,8 @@ def trained(where: str, costs: Sequence[float], env_id: str, env_kwargs: dict[st
     return Row(where, *expected(costs), partial(train_cost, env_id, env_kwargs, **options))
 
 
-def exact(where: str, published: float, measure: Callable[[], float]) -> Row:
-    return Row(where, published - 0.001, published + 0.001, measure)
+def exact(where: str, figure: float, measure: Callable[[], float]) -> Row:
+    return Row(where, figure - 0.001, figure + 0.001, measure)
 
 
 def train_cost(env_id: str, env_kwargs: dict[str, Any], **options: Any) -> float:

@@ -56,9 +56,14 @@ def learn(problem: Problem) -> list[Row]:
     reference = float(evaluate(env, reference_policy(env), N_SCENARIOS, EVALUATION_SEED).mean())
     n_timesteps = SHARE * read_config("hpo", problem.env_id)["n_timesteps"]
     run = train("hpo", problem.env_id, problem.small, seed=0, curve_points=POINTS, n_timesteps=n_timesteps)
-    arguments = " ".join(f"{name}={value}" for name, value in problem.small.items())
     return [
-        {"env": problem.env_id, "arguments": arguments, "steps": str(steps), "cost": str(cost), "reference": str(reference)}
+        {
+            "env": problem.env_id,
+            "arguments": problem.arguments("small"),
+            "steps": str(steps),
+            "cost": str(cost),
+            "reference": str(reference),
+        }
         for steps, cost in zip(run["steps"], run["costs"], strict=True)
     ]
 

@@ -29,6 +29,7 @@ __all__ = [
     "GapCallback",
     "GradientQualityCallback",
     "HParamCallback",
+    "HeldOutCallback",
     "PeriodicCallback",
     "PolicyFigureCallback",
     "callback_tree",
@@ -104,7 +105,28 @@ class PeriodicCallback(BaseCallback):
         return observation if normalizer is None else normalizer.normalize_obs(observation)
 
 
-class CostCallback(PeriodicCallback):
+class HeldOutCallback(PeriodicCallback):
+    """
+    Looks at costs on held-out scenarios.
+
+    :param env: whose scenarios and figure of merit are used; that of the training unless given
+    :param every: environment steps between looks
+    :param n_scenarios: how many
+    :param seed: of the scenarios, the same in every look
+    """
+
+    def __init__(self, env: HybridEnv | None, every: int, n_scenarios: int, seed: int):
+        super().__init__(env, every)
+        self.n_scenarios, self.seed = check_count("n_scenarios", n_scenarios), seed
+
+    def cost(self, policy: Policy) -> float:
+        """
+        :return: its mean figure of merit
+        """
+        return float(evaluate(self.problem, policy, self.n_scenarios, self.seed).mean())
+
+
+class CostCallback(HeldOutCallback):
     """
     Evaluates the deterministic policy on held-out scenarios before, during and after training, and logs ``eval/cost`` (its
     mean figure of merit) and, where the environment offers a reference policy, ``eval/optimality_gap``: the excess over the
@@ -129,9 +151,8 @@ class CostCallback(PeriodicCallback):
         gap: bool = True,
         reference: Policy | None = None,
     ):
-        super().__init__(env, every)
-        self.reference = reference
-        self.n_scenarios, self.seed, self.gap = check_count("n_scenarios", n_scenarios), seed, gap
+        super().__init__(env, every, n_scenarios, seed)
+        self.reference, self.gap = reference, gap
         self.reference_cost: float | None = None
         self.costs: list[float] = []
 
@@ -139,17 +160,14 @@ class CostCallback(PeriodicCallback):
         if self.gap and self.reference is None:
             self.reference = reference_policy(self.problem)
         if self.gap and self.reference is not None:
-            self.reference_cost = self._cost(self.reference)
-
-    def _cost(self, policy: Policy) -> float:
-        return float(evaluate(self.problem, policy, self.n_scenarios, self.seed).mean())
+            self.reference_cost = self.cost(self.reference)
 
     def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The model's action, which under VecNormalize is a function of the scaled observation."""
         return self.model.predict(self.scaled(observation), *args, **kwargs)
 
     def look(self) -> None:
-        self.costs.append(self._cost(self))
+        self.costs.append(self.cost(self))
         self.logger.record("eval/cost", self.costs[-1])
         if self.reference_cost is not None:
             self.logger.record("eval/optimality_gap", (self.costs[-1] - self.reference_cost) / abs(self.reference_cost))
@@ -186,7 +204,7 @@ class PolicyFigureCallback(PeriodicCallback):
         return Choices(probabilities.cpu().numpy(), points.cpu().numpy())
 
 
-class GapCallback(PeriodicCallback):
+class GapCallback(HeldOutCallback):
     """
     Which half of a policy of HPO's holds it back: logs the share of its cost that would be saved by better points for its own
     regimes (``eval/gap_points``), by better regimes with its own points (``eval/gap_regimes``), and by both
@@ -210,8 +228,7 @@ class GapCallback(PeriodicCallback):
         seed: int = 10_000,
         lookahead: dict[str, Any] | None = None,
     ):
-        super().__init__(env, every)
-        self.n_scenarios, self.seed = check_count("n_scenarios", n_scenarios), seed
+        super().__init__(env, every, n_scenarios, seed)
         self.lookahead = {"depth": 10, "n_scenarios": 8} if lookahead is None else dict(lookahead)
 
     def _on_training_start(self) -> None:
@@ -225,12 +242,9 @@ class GapCallback(PeriodicCallback):
         return {"points": better(regimes=False), "regimes": better(refinements=0), "both": better()}
 
     def look(self) -> None:
-        def cost(policy: Policy) -> float:
-            return float(evaluate(self.problem, policy, self.n_scenarios, self.seed).mean())
-
-        own = cost(self.model)
+        own = self.cost(self.model)
         for half, policy in self._better().items():
-            self.logger.record(f"eval/gap_{half}", (own - cost(policy)) / abs(own))
+            self.logger.record(f"eval/gap_{half}", (own - self.cost(policy)) / abs(own))
 
 
 class HParamCallback(BaseCallback):

@@ -9,8 +9,8 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv, is_vecenv_wrapped, unwrap_vec_normalize
 from typing_extensions import Self
 
@@ -88,11 +88,7 @@ class HybridPPO(SharedPPO, TupleActions):
         check_choice("value_beyond_horizon", value_beyond_horizon, self.horizon_values)
         self.ratio = ratio
         self.value_beyond_horizon = value_beyond_horizon
-        self.component_learning_rates = {
-            name: make_schedule(f"{name}_learning_rate", rate)
-            for name, rate in (("continuous", continuous_learning_rate), ("value", value_learning_rate))
-            if rate is not None
-        }
+        self.component_learning_rates = schedules({"continuous": continuous_learning_rate, "value": value_learning_rate})
         self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
         learning_rate = make_schedule("learning_rate", learning_rate)
         super().__init__(policy, env, learning_rate=learning_rate, ent_coef=self.ent_coef_schedule(1.0), **ppo_kwargs)
@@ -196,18 +192,23 @@ class HybridPPO(SharedPPO, TupleActions):
             check_choice("value_beyond_horizon", kwargs["value_beyond_horizon"], cls.horizon_values)
         own_rates = [name for name in ("continuous", "value") if f"{name}_learning_rate" in kwargs]
         given = {name: kwargs.pop(f"{name}_learning_rate") for name in own_rates}
-        if given:
-            data, _, _ = load_from_zip_file(path, custom_objects=kwargs.get("custom_objects"))
-            assert data is not None
-            rates = {**data.get("component_learning_rates", {}), **given}
-            kwargs["component_learning_rates"] = {
-                name: make_schedule(f"{name}_learning_rate", rate) for name, rate in rates.items() if rate is not None
-            }
-        return super().load(path, env, *args, **kwargs)
+        replaced = schedules(given)
+        model = super().load(path, env, *args, **kwargs)
+        kept = {name: rate for name, rate in model.component_learning_rates.items() if name not in given}
+        model.component_learning_rates = kept | replaced
+        return model
 
     def train(self) -> None:
         self.ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
         super().train()
+
+
+def schedules(rates: dict[str, Any]) -> dict[str, FloatSchedule]:
+    """
+    :param rates: learning rates by component
+    :return: their schedules, of those that are given
+    """
+    return {name: make_schedule(f"{name}_learning_rate", rate) for name, rate in rates.items() if rate is not None}
 
 
 def geometry(env: VecEnv) -> dict[str, Any]:
