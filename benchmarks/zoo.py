@@ -42,10 +42,16 @@ def read_config(algo: str, env_id: str, entry: str | None = None) -> dict[str, A
         entry = env_id if env_id in config else "default"
     if entry not in config:
         raise ValueError(f"zoo_configs/{algo}.yml has no entry {entry!r}; it has {', '.join(config)}")
-    hyperparams = dict(config[entry])
-    if isinstance(hyperparams.get("policy_kwargs"), str):  # as the RL Zoo reads it: with classes, which YAML does not know
-        hyperparams["policy_kwargs"] = eval(hyperparams["policy_kwargs"], {"nn": nn})
-    return hyperparams
+    return with_classes(config[entry])
+
+
+def with_classes(hyperparams: dict[str, Any]) -> dict[str, Any]:
+    """
+    :return: the same, with ``policy_kwargs`` read as the RL Zoo reads them: text with classes, which YAML does not know
+    """
+    if isinstance(hyperparams.get("policy_kwargs"), str):
+        return hyperparams | {"policy_kwargs": eval(hyperparams["policy_kwargs"], {"nn": nn})}
+    return dict(hyperparams)
 
 
 @dataclass
@@ -77,7 +83,7 @@ def make_run(algo: str, env_id: str, env_kwargs: dict[str, Any], seed: int, entr
     :param entry: of the config, the environment id unless given
     :param overrides: hyperparameters that replace the config's, or further constructor arguments
     """
-    hyperparams = read_config(algo, env_id, entry) | overrides
+    hyperparams = read_config(algo, env_id, entry) | with_classes(overrides)
     n_timesteps, normalize = int(hyperparams.pop("n_timesteps")), hyperparams.pop("normalize", None)
     env = gym.make(env_id, **env_kwargs)
     venv: VecEnv = simulated(env, hyperparams.pop("n_envs"))

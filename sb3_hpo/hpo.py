@@ -139,7 +139,7 @@ class HPO(HybridPPO):
         clip_range: float | Schedule = 0.15,
         ent_coef: float | str | Schedule = "lin_0.05",
         vf_coef: float = 0.15,
-        max_grad_norm: float = 5.0,
+        max_grad_norm: float = 0.5,
         target_kl: float | None = 0.015,
         **ppo_kwargs: Any,
     ):
