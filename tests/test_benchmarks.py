@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from benchmarks import evidence, learning_curves, paper, suite
+from benchmarks import baselines, evidence, learning_curves, paper, suite
 from benchmarks.zoo import run_all
 
 ROOT = Path(__file__).parent.parent
@@ -212,6 +213,48 @@ def test_the_interquartile_mean_leaves_out_the_best_and_the_worst_quarter():
     iqm, low, high = paper.interquartile_mean(np.array([[1.0], [2.0], [3.0], [10.0]]))
     assert iqm == 2.5
     assert 1.0 <= low < 2.5 < high <= 10.0
+
+
+def test_defaults_are_compared_with_the_tuned_entry_and_what_is_not_finite_is_named(tmp_path):
+    shutil.copy(ROOT / "benchmarks" / "results" / "suite.csv", tmp_path)
+    runs = tmp_path / "runs"
+    runs.mkdir()
+    (runs / "HybridSwitchedLQR-v0_small_ReLU_0.json").write_text('{"cost": NaN}')
+    result = run(
+        *("benchmarks.defaults", "--envs", "HybridSwitchedLQR-v0", "--sizes", "small", "--activations", "Tanh"),
+        *("--iterations", "2", "--runs", str(runs), "--out", str(tmp_path)),
+    )
+    assert result.returncode == 0, result.stderr
+    (row,) = (line for line in result.stdout.splitlines() if line.startswith("| HybridSwitchedLQR-v0"))
+    problem, size, tuned, tanh, relu, silu, elu = (cell.strip() for cell in row.strip("|").split("|"))
+    assert (problem, size, relu, silu, elu) == ("HybridSwitchedLQR-v0", "n_dims=8", "not finite", "", "")
+    cost = json.loads((runs / "HybridSwitchedLQR-v0_small_Tanh_0.json").read_text())["cost"]
+    entry = suite.published(tmp_path / "suite.csv")["HybridSwitchedLQR-v0", "n_dims=8"]["hpo_cost"]
+    assert (tuned, tanh) == (f"{entry:.3f}", f"{cost:,.3f}, {cost / entry - 1:+.1%}")
+
+
+def test_baselines_are_trained_and_compared_on_the_same_scenarios(tmp_path):
+    arguments = ("--problems", "switched_lqr", "--steps", "5120", "--runs", str(tmp_path), "--out", str(tmp_path))
+    (tmp_path / "switched_lqr_SAC--flat-view_0.json").write_text('{"cost": NaN, "seconds": 1.0}')
+    result = run("benchmarks.baselines", *arguments)
+    assert result.returncode == 0, result.stderr
+    with open(tmp_path / "baselines.csv", newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert set(rows) == set(baselines.METHODS)
+    assert "not finite" in result.stdout
+    for method, row in rows.items():
+        assert float(row["cost"]) > float(row["reference"]) or method == "SAC, flat view"
+    again = run("benchmarks.baselines", *arguments, "--methods", "HPO")
+    assert again.returncode == 0, again.stderr
+    assert "seed 0" not in again.stdout  # no training
+
+
+def test_a_clone_of_the_reference_comes_near_it():
+    lqr = ("--env", "HybridSwitchedLQR-v0", "--env-kwargs", "n_dims=2", "n_modes=2", "horizon=8")
+    result = run("benchmarks.cloning", *lqr, "--activations", "SiLU", "--rounds", "3")
+    assert result.returncode == 0, result.stderr
+    cost, reference = (float(figure) for figure in re.search(r": ([\d.]+), reference ([\d.]+)", result.stdout).groups())
+    assert reference <= cost < 1.05 * reference
 
 
 @pytest.mark.slow
