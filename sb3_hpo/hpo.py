@@ -130,7 +130,7 @@ class HPO(HybridPPO):
         normalize_reward: bool = True,
         gradient_checkpointing: bool = False,
         learning_rate: float | str | Schedule = 1e-3,
-        continuous_learning_rate: float | str | Schedule | None = "lin_1e-3",
+        continuous_learning_rate: float | str | Schedule | None = "lin_2e-3",
         value_learning_rate: float | str | Schedule | None = None,
         batch_size: int | None = None,
         n_epochs: int = 5,

@@ -18,7 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parameters_to_vector
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hybrid_envs import HybridAction, HybridInventoryEnv, HybridSwitchedLQREnv, HybridUnitCommitmentEnv
+from hybrid_envs import HybridAction, HybridDualSourcingEnv, HybridInventoryEnv, HybridSwitchedLQREnv, HybridUnitCommitmentEnv
 from hybrid_envs.solvers import evaluate
 from sb3_hpo import HPO
 from tests.sb3_hpo.environments import PurseEnv
@@ -520,6 +520,16 @@ def test_an_unstable_plant_does_not_run_away_whatever_the_activation(activation_
     model = HPO("MlpPolicy", env, n_scenarios=128, policy_kwargs=kwargs, **options)
     model.learn(60 * 20 * 128)
     assert evaluate(env, model, 200, 10_000).mean() < 20_000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("activation_fn", [torch.nn.ReLU, torch.nn.SiLU])
+def test_orders_do_not_grow_with_the_stock_that_they_make_whatever_the_activation(activation_fn):
+    """With a limit of 5 for the gradients' norms, as it once was, ReLU cost 204 here; with a larger rate, too, it overflowed."""
+    env = HybridDualSourcingEnv(n_items=10)
+    model = HPO("MlpPolicy", env, policy_kwargs={"activation_fn": activation_fn}, seed=0)
+    model.learn(60 * env.horizon * 64)
+    assert evaluate(env, model, 200, 10_000).mean() < 60
 
 
 def test_the_terminal_observation_is_the_last_of_the_old_episode():

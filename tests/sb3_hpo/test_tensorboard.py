@@ -98,7 +98,7 @@ def test_a_run_logs_scalars_in_sb3s_groups_figures_and_hyperparameters(tmp_path,
         "HybridPPO": {"n_envs": 1, "cross_term": "False", "learning_rate": "0.002", "continuous_learning_rate": "0.002"},
     }[algo]
     assert hparams | own == hparams
-    assert (hparams["max_grad_norm"], hparams["pathwise_weight"]) == {"HPO": ("5.0", 1.0), "HybridPPO": ("0.5", 0.0)}[algo]
+    assert (hparams["max_grad_norm"], hparams["pathwise_weight"]) == {"HPO": ("0.5", 1.0), "HybridPPO": ("0.5", 0.0)}[algo]
 
 
 def test_both_algorithms_state_the_same_hyperparameters_with_the_same_types():
