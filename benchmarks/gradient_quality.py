@@ -87,7 +87,16 @@ def train(env: HybridEnv, n_scenarios: int, iterations: int, args: argparse.Name
     kwargs: dict[str, Any] = {"net_arch": args.net_arch}
     if args.plain:
         kwargs["linear_path"] = ()
-    model = HPO("MlpPolicy", env, n_scenarios=n_scenarios, seed=args.seed, device="cpu", policy_kwargs=kwargs)
+    model = HPO(
+        "MlpPolicy",
+        env,
+        n_scenarios=n_scenarios,
+        continuous_learning_rate="lin_1e-3",
+        max_grad_norm=5.0,
+        seed=args.seed,
+        device="cpu",
+        policy_kwargs=kwargs,
+    )
     snapshots = Snapshots()
     model.learn(iterations * model.n_steps * model.n_envs, callback=snapshots)
     return model, snapshots

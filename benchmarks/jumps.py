@@ -109,6 +109,7 @@ def hpo(env: HybridEnv, evaluated_on: HybridEnv, seed: int, steps: int, points: 
         env,
         n_scenarios=N_SCENARIOS,
         continuous_learning_rate="lin_3e-3",
+        max_grad_norm=5.0,
         policy_kwargs={"net_arch": NET_ARCH},
         seed=seed,
     )

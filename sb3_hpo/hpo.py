@@ -73,8 +73,8 @@ class HPO(HybridPPO):
     cross term, the score function of later regimes seen through the states that b leads to. The discrete network and the
     value network learn by PPO on the same data.
 
-    The defaults are the best found on the two problems of the paper (docs/ablations.md); the paper's own settings are the
-    entry ``paper`` of ``zoo_configs/hpo.yml``.
+    What the defaults are worth on every problem is in docs/baselines.md, what each choice is worth in docs/ablations.md; the
+    paper's own settings are the entry ``paper`` of ``zoo_configs/hpo.yml``.
 
     :param policy: ``"MlpPolicy"`` or a policy class
     :param env: a :class:`~hybrid_envs.core.HybridEnv`, its id, or a VecEnv of such environments
@@ -129,7 +129,7 @@ class HPO(HybridPPO):
         credit: Literal["joint", "counterfactual"] | None = None,
         normalize_reward: bool = True,
         gradient_checkpointing: bool = False,
-        learning_rate: float | str | Schedule = 1e-3,
+        learning_rate: float | str | Schedule = "lin_3e-3",
         continuous_learning_rate: float | str | Schedule | None = "lin_2e-3",
         value_learning_rate: float | str | Schedule | None = None,
         batch_size: int | None = None,

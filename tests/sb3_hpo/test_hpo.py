@@ -525,7 +525,7 @@ def test_an_unstable_plant_does_not_run_away_whatever_the_activation(activation_
 @pytest.mark.slow
 @pytest.mark.parametrize("activation_fn", [torch.nn.ReLU, torch.nn.SiLU])
 def test_orders_do_not_grow_with_the_stock_that_they_make_whatever_the_activation(activation_fn):
-    """With a limit of 5 for the gradients' norms, as it once was, ReLU cost 204 here; with a larger rate, too, it overflowed."""
+    """With a limit of 5 for the gradients' norms, as it once was, ReLU cost 204 here."""
     env = HybridDualSourcingEnv(n_items=10)
     model = HPO("MlpPolicy", env, policy_kwargs={"activation_fn": activation_fn}, seed=0)
     model.learn(60 * env.horizon * 64)
