@@ -87,7 +87,7 @@ def main() -> None:
     torch.set_num_threads(1)
     settings: dict[str, Any] = read_config("hpo", args.env, args.entry) | dict(args.hyperparams)
     for activation in args.activations:
-        kwargs = settings["policy_kwargs"] | {"activation_fn": getattr(nn, activation)}
+        kwargs = settings.get("policy_kwargs", {}) | {"activation_fn": getattr(nn, activation)}
         run = make_run(
             "hpo", args.env, dict(args.env_kwargs), args.seed, args.entry, **dict(args.hyperparams) | {"policy_kwargs": kwargs}
         )

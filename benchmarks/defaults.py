@@ -59,7 +59,7 @@ def run(folder: Path, problem: Problem, size: str, activation: str, seed: int, i
                 problem.env_id,
                 getattr(problem, size),
                 seed,
-                entry="untuned",
+                entry="default",
                 iterations=iterations,
                 whole_units=problem.whole_units,
                 curve_points=1,

@@ -154,7 +154,7 @@ def test_in_the_last_period_the_regime_is_the_best_by_enumeration_in_the_same_fu
 
 @pytest.mark.parametrize("env", [KilnEnv(1), BreweryEnv(1)], ids=["one factor", "three factors"])
 def test_what_was_taught_is_the_best_regime_by_enumeration(env):
-    model = trained(env, iterations=1)
+    model = trained(env, iterations=1, learning_rate=1e-3)
     with torch.no_grad():
         model.policy.component("discrete").output.bias[0] += 5.0  # so that it likes the first regime too much
     state = env.initial(40, torch.Generator().manual_seed(3))

@@ -218,7 +218,7 @@ def test_all_settings_of_hpo_survive_saving(tmp_path):
 
 
 def test_a_model_is_loaded_with_a_single_environment_and_learns_on(algorithm, tmp_path):
-    make(algorithm).learn(ITERATION).save(tmp_path / "model")
+    make(algorithm, learning_rate=1e-3).learn(ITERATION).save(tmp_path / "model")
     loaded = algorithm.load(tmp_path / "model", gym.make(ID, **SMALL), batch_size=5)
     assert loaded.n_envs == (N_ENVS if algorithm is HPO else 1)
     before = weights(loaded)
@@ -409,7 +409,7 @@ def test_a_network_without_a_rate_of_its_own_learns_at_the_common_rate(algorithm
 
 
 def test_at_rate_zero_a_network_stays_as_it_is(algorithm):
-    model = make(algorithm, continuous_learning_rate=0.0)
+    model = make(algorithm, learning_rate=1e-3, continuous_learning_rate=0.0)
     before = weights(model)
     model.learn(ITERATION)
     moved = {name.split(".")[1] for name, value in weights(model).items() if not torch.equal(value, before[name])}

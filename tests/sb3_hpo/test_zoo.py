@@ -152,7 +152,7 @@ def test_further_arguments_of_load_replace_what_was_saved(folder):
     path = folder / "logs" / "hpo" / f"{ID}_1" / f"{ID}.zip"
     saved = HPO.load(path)
     assert saved.ent_coef_schedule(0.5) == pytest.approx(0.01)
-    assert saved.component_learning_rates["continuous"](0.5) == pytest.approx(5e-4)
+    assert saved.component_learning_rates["continuous"](0.5) == pytest.approx(1e-3)
     changes: dict[str, Any] = {"learning_rate": "lin_2e-3", "ent_coef": 0.3, "point_noise": "lin_0.4", "max_grad_norm": 2.0}
     given = HPO.load(path, continuous_learning_rate=None, value_learning_rate="lin_4e-3", **changes)
     assert given.lr_schedule(0.5) == pytest.approx(1e-3)
@@ -264,7 +264,7 @@ def test_a_bad_flag_ends_the_process_with_one_line_and_code_2(tmp_path):
         (["train", "--algo", "hpo", "--env", ID, "--conf-file", "nowhere.yml"], "nowhere.yml"),
         (["train", "--algo", "hpo", "--env", ID, "-i", "nowhere.zip"], "nowhere.zip"),
         (["train", "--algo", "hpo", "--env", ID, "--gym-packages", "nowhere"], "'nowhere'"),
-        (["train", "--algo", "hpo", "--env", ID, "--entry", "papre"], "no entry 'papre'; it has default, Hybrid"),
+        (["train", "--algo", "hpo", "--env", ID, "--entry", "papre"], "no entry 'papre'; it has default, published, Hybrid"),
         (["train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items"], "'n_items' is not NAME:VALUE"),
         (["train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items:two"], "name 'two' is not defined"),
         (["train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items:-1"], "n_items"),
