@@ -14,6 +14,7 @@ import csv
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +30,20 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from benchmarks.suite import reference
 from benchmarks.train import N_SCENARIOS, train
-from benchmarks.zoo import EVALUATION_SEED, add_jobs, kept, mean_and_interval, read_config, run_all
+from benchmarks.zoo import (
+    EVALUATION_SEED,
+    finite,
+    kept,
+    kept_runs_arguments,
+    make_run,
+    mean_and_interval,
+    read_config,
+    run_all,
+)
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.evaluation import Policy
 from hybrid_envs.solvers import evaluate
 from hybrid_envs.wrappers import FlatActionWrapper
-from sb3_hpo import HPO
 from sb3_hpo.losses import pathwise_loss
 from sb3_hpo.simulation import simulate_relaxed
 from sb3_hpo.vec_env import simulated
@@ -117,12 +126,8 @@ def flat_ppo(problem: Problem, seed: int) -> tuple[HybridEnv, Policy]:
     return flat(PPO, problem, seed, settings.pop("n_envs"), settings)
 
 
-def flat_sac(problem: Problem, seed: int) -> tuple[HybridEnv, Policy]:
-    return flat(SAC, problem, seed, 64, OFF_POLICY)
-
-
-def flat_tqc(problem: Problem, seed: int) -> tuple[HybridEnv, Policy]:
-    return flat(TQC, problem, seed, 64, OFF_POLICY)
+def flat_off_policy(algorithm: Callable[..., BaseAlgorithm], problem: Problem, seed: int) -> tuple[HybridEnv, Policy]:
+    return flat(algorithm, problem, seed, 64, OFF_POLICY)
 
 
 def flat(
@@ -138,26 +143,18 @@ def flat(
 
 def relaxed(problem: Problem, seed: int, straight_through: bool) -> tuple[HybridEnv, Policy]:
     """
-    All of HPO's networks follow the relaxed gradient (:func:`~sb3_hpo.simulation.simulate_relaxed`), with the scenarios, the
-    learning rates and the optimizer of HPO's entry.
+    Both of HPO's networks that act follow the relaxed gradient (:func:`~sb3_hpo.simulation.simulate_relaxed`), with the
+    scenarios of HPO's entry and its learning rate of the points.
     """
-    settings = read_config("hpo", problem.env_id)
-    model = HPO(
-        "MlpPolicy",
-        gym.make(problem.env_id, **problem.env_kwargs),
-        n_scenarios=settings["n_envs"],
-        policy_kwargs=settings["policy_kwargs"],
-        seed=seed,
-    )
-    env = gym.make(problem.env_id, **problem.env_kwargs).unwrapped
-    assert isinstance(env, HybridEnv)
+    run = make_run("hpo", problem.env_id, problem.env_kwargs, seed)
+    model, env = run.model, run.env
+    rate = model.component_learning_rates["continuous"]
     generator = torch.Generator().manual_seed(seed)
-    first_rate = float(settings["continuous_learning_rate"].removeprefix("lin_"))
     parameters = [*model.policy.components["discrete"].parameters(), *model.policy.components["continuous"].parameters()]
-    optimizer = torch.optim.Adam(parameters, lr=first_rate, eps=1e-5)
-    iterations = problem.n_timesteps // (model.n_envs * env.horizon)
+    optimizer = torch.optim.Adam(parameters, eps=1e-5)
+    iterations = problem.n_timesteps // run.iteration_steps
     for iteration in range(iterations):
-        optimizer.param_groups[0]["lr"] = first_rate * (1 - iteration / iterations)
+        optimizer.param_groups[0]["lr"] = rate(1 - iteration / iterations)
         state, noise = env.sample_scenarios(model.n_envs, generator)
         rewards = simulate_relaxed(
             env,
@@ -181,29 +178,31 @@ def of_ours(problem: Problem, seed: int, algo: str, **changes: Any) -> dict[str,
     return train(algo, problem.env_id, problem.env_kwargs, seed, **options)
 
 
-def measured(learn: Callable[..., tuple[HybridEnv, Policy]], problem: Problem, seed: int, **changes: Any) -> dict[str, Any]:
-    """Seconds of training, and the cost on the held-out scenarios; no cost where a number is not finite."""
+def short_horizon(problem: Problem, seed: int) -> dict[str, Any]:
+    return of_ours(problem, seed, "hpo", n_steps=problem.short, value_beyond_horizon=True)
+
+
+def measured(learn: Callable[..., tuple[HybridEnv, Policy]], problem: Problem, seed: int) -> dict[str, Any]:
+    """Seconds of training, and the cost on the held-out scenarios."""
     start = time.perf_counter()
-    try:
-        env, policy = learn(problem, seed, **changes)
-        seconds = time.perf_counter() - start
-        cost, half_width = mean_and_interval(evaluate(env, policy, N_SCENARIOS, EVALUATION_SEED))
-    except (FloatingPointError, ValueError) as error:  # SB3's distributions raise the second of a network that is NaN
-        return {"cost": float("nan"), "seconds": time.perf_counter() - start, "error": str(error)}
+    env, policy = learn(problem, seed)
+    seconds = time.perf_counter() - start
+    cost, half_width = mean_and_interval(evaluate(env, policy, N_SCENARIOS, EVALUATION_SEED))
     return {"cost": cost, "half_width": half_width, "seconds": seconds}
 
 
-METHODS: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, Any]]] = {
-    "HPO": (of_ours, {"algo": "hpo"}),
-    "HPO without cross term": (of_ours, {"algo": "hpo", "cross_term": False}),
-    "short-horizon value gradients": (of_ours, {"algo": "hpo", "value_beyond_horizon": True}),
-    "relaxed (Gumbel-softmax)": (measured, {"learn": relaxed, "straight_through": False}),
-    "relaxed, straight through": (measured, {"learn": relaxed, "straight_through": True}),
-    "HybridPPO": (of_ours, {"algo": "hybrid_ppo"}),
-    "PPO, flat view": (measured, {"learn": flat_ppo}),
-    "SAC, flat view": (measured, {"learn": flat_sac}),
-    "TQC, flat view": (measured, {"learn": flat_tqc}),
+METHODS: dict[str, Callable[[Problem, int], dict[str, Any]]] = {
+    "HPO": partial(of_ours, algo="hpo"),
+    "HPO without cross term": partial(of_ours, algo="hpo", cross_term=False),
+    "short-horizon value gradients": short_horizon,
+    "relaxed (Gumbel-softmax)": partial(measured, partial(relaxed, straight_through=False)),
+    "relaxed, straight through": partial(measured, partial(relaxed, straight_through=True)),
+    "HybridPPO": partial(of_ours, algo="hybrid_ppo"),
+    "PPO, flat view": partial(measured, flat_ppo),
+    "SAC, flat view": partial(measured, partial(flat_off_policy, SAC)),
+    "TQC, flat view": partial(measured, partial(flat_off_policy, TQC)),
 }
+"""From a problem and a seed to what a run found."""
 RLLIB = "RLlib's PPO, Tuple space"
 
 
@@ -212,13 +211,8 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS), metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    add_jobs(parser)
     parser.add_argument("--steps", type=int, help="instead of each problem's own number: a look, not a result")
-    parser.add_argument("--runs", type=Path, default=Path("runs/baselines"), help="folder of the single runs")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    args.runs.mkdir(parents=True, exist_ok=True)
+    args = kept_runs_arguments(parser, "baselines")
     calls = [
         (args.runs, name, method, seed, args.steps) for seed, name, method in product(args.seeds, args.problems, args.methods)
     ]
@@ -229,10 +223,9 @@ def main() -> None:
 def run(folder: Path, name: str, method: str, seed: int, steps: int | None) -> dict[str, Any]:
     """One training, unless its file is in the folder."""
     problem = PROBLEMS[name]._replace(n_timesteps=steps) if steps else PROBLEMS[name]
-    measure, options = METHODS[method]
-    if method == "short-horizon value gradients":
-        options = options | {"n_steps": problem.short}
-    return kept(file_of(folder, name, method, seed), lambda: measure(problem=problem, seed=seed, **options))
+    # SB3's distributions raise a ValueError of a network that is NaN
+    find = partial(finite, partial(METHODS[method], problem, seed), ValueError)
+    return kept(file_of(folder, name, method, seed), find)
 
 
 def file_of(folder: Path, name: str, method: str, seed: int | str) -> Path:
@@ -249,7 +242,7 @@ def report(runs: Path, out: Path) -> None:
             found = [json.loads(file.read_text()) for file in sorted(runs.glob(file_of(runs, name, method, "*").name))]
             best = reference(runs / f"{name}.json", problem.env_id, problem.env_kwargs)["reference"]
             cells.append(cell(found, best))
-            rows += [(name, method, best, one["cost"], one["seconds"]) for one in found]
+            rows += [(name, method, best, one["cost"], one.get("seconds", "")) for one in found]
         print(f"| {method} | {' | '.join(cells)} |")
     with open(out / "baselines.csv", "w", newline="", encoding="utf-8") as table:
         writer = csv.writer(table, lineterminator="\n")

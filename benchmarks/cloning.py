@@ -9,15 +9,13 @@ least squares, in the states that the reference visits and in those that the clo
 architecture: a policy that errs where it is cheap may do better than one that errs least.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import nn
 
 from benchmarks.defaults import ACTIVATIONS
 from benchmarks.train import N_SCENARIOS, run_parser
-from benchmarks.zoo import EVALUATION_SEED, make_run, read_config
+from benchmarks.zoo import EVALUATION_SEED, make_run, read_config, with_classes
 from hybrid_envs import reference_policy
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.evaluation import Policy, ReferencePolicy
@@ -85,7 +83,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=ROUNDS, help=f"of {EPISODES} episodes (default {ROUNDS})")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    settings: dict[str, Any] = read_config("hpo", args.env, args.entry) | dict(args.hyperparams)
+    settings = read_config("hpo", args.env, args.entry) | with_classes(dict(args.hyperparams))
     for activation in args.activations:
         kwargs = settings.get("policy_kwargs", {}) | {"activation_fn": getattr(nn, activation)}
         run = make_run(

@@ -7,39 +7,28 @@ Steps and held-out scenarios are those of the suite. Runs already in the folder 
 that is not finite ends there, and its place in the table says so.
 """
 
-import argparse
 import csv
 import json
+import math
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from benchmarks.suite import PROBLEMS, SIZES, Problem, published
+from benchmarks.suite import PROBLEMS, SIZES, Problem, published, suite_parser
 from benchmarks.train import train
-from benchmarks.zoo import add_jobs, kept, run_all
+from benchmarks.zoo import finite, kept, kept_runs_arguments, run_all
 
 ACTIVATIONS = ("Tanh", "ReLU", "SiLU", "ELU")
 COLUMNS = ("env", "arguments", "activation", "seed", "cost", "tuned")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.defaults", description=__doc__.splitlines()[1])
-    names = [problem.env_id for problem in PROBLEMS]
-    parser.add_argument("--envs", nargs="+", choices=names, default=names, metavar="ID", help=", ".join(names))
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
+    parser = suite_parser("defaults", __doc__, [0])
     parser.add_argument("--activations", nargs="+", choices=ACTIVATIONS, default=ACTIVATIONS)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    add_jobs(parser)
-    parser.add_argument("--iterations", type=int, help="instead of each problem's own number: a look, not a result")
-    parser.add_argument("--runs", type=Path, default=Path("runs/defaults"), help="folder of the single runs")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    for folder in (args.runs, args.out):
-        folder.mkdir(parents=True, exist_ok=True)
+    args = kept_runs_arguments(parser, "defaults")
     chosen = [problem for problem in PROBLEMS if problem.env_id in args.envs]
     calls = [
         (args.runs, problem, size, activation, seed, args.iterations)
@@ -51,25 +40,20 @@ def main() -> None:
 
 def run(folder: Path, problem: Problem, size: str, activation: str, seed: int, iterations: int | None) -> dict[str, Any]:
     """One training with HPO's defaults, unless its file is in the folder."""
-
-    def training() -> dict[str, Any]:
-        try:
-            return train(
-                "hpo",
-                problem.env_id,
-                getattr(problem, size),
-                seed,
-                entry="default",
-                iterations=iterations,
-                whole_units=problem.whole_units,
-                curve_points=1,
-                n_timesteps=problem.steps(size),
-                policy_kwargs={"activation_fn": getattr(nn, activation)},
-            )
-        except FloatingPointError as error:
-            return {"cost": float("nan"), "error": str(error)}
-
-    return kept(folder / f"{problem.env_id}_{size}_{activation}_{seed}.json", training)
+    training = partial(
+        train,
+        "hpo",
+        problem.env_id,
+        getattr(problem, size),
+        seed,
+        entry="default",
+        iterations=iterations,
+        whole_units=problem.whole_units,
+        curve_points=1,
+        n_timesteps=problem.steps(size),
+        policy_kwargs={"activation_fn": getattr(nn, activation)},
+    )
+    return kept(folder / f"{problem.env_id}_{size}_{activation}_{seed}.json", partial(finite, training))
 
 
 def report(runs: Path, out: Path) -> None:
@@ -99,8 +83,9 @@ def cell(costs: list[float], tuned: float) -> str:
     """What the table says of the runs of one activation: the worst of them."""
     if not costs:
         return ""
-    worst = max(costs, key=lambda cost: (cost != cost, cost))
-    return f"{worst:,.3f}, {(worst - tuned) / abs(tuned):+.1%}" if worst == worst else "not finite"
+    if any(map(math.isnan, costs)):
+        return "not finite"
+    return f"{max(costs):,.3f}, {(max(costs) - tuned) / abs(tuned):+.1%}"
 
 
 if __name__ == "__main__":

@@ -18,13 +18,12 @@ from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.ticker import EngFormatter, PercentFormatter
 from rliable import library, metrics
 
 from benchmarks.suite import reference
 from benchmarks.train import train
-from benchmarks.zoo import add_jobs, kept, run_all
+from benchmarks.zoo import kept, kept_runs_arguments, run_all
 
 ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
     "HPO": ("hpo", {}),
@@ -112,13 +111,7 @@ def main() -> None:
     parser.add_argument("--algos", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS), metavar="NAME")
     parser.add_argument("--seeds", type=int, nargs="*", default=SEEDS, help="none: the report alone")
     parser.add_argument("--iterations", type=int, help="instead of each problem's own number: a look, not a result")
-    parser.add_argument("--runs", type=Path, default=Path("runs/paper"), help="folder of the single runs")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    add_jobs(parser)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    for folder in (args.runs, args.out):
-        folder.mkdir(parents=True, exist_ok=True)
+    args = kept_runs_arguments(parser, "paper")
     chosen = [
         cell for cell in cells() if cell.problem in args.problems and cell.p in args.sizes and cell.variant in args.variants
     ]

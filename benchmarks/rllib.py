@@ -5,10 +5,11 @@ RLlib's requirements do not go together with ``constraints.txt``, so it has a vi
 
     python3 -m venv .rllib
     .rllib/bin/pip install "ray[rllib]==2.60.*" torch==2.13.0
-    .rllib/bin/pip install -e .
+    .rllib/bin/pip install -e ".[zoo]"
     .rllib/bin/python -m benchmarks.rllib --problem joint_replenishment --seed 0
 
-It gets the units that HPO has, of observations and of b, normalised rewards, and the hyperparameters of HybridPPO's config.
+It gets the units that HPO has, of observations and of b, normalised rewards, and what HybridPPO's config says
+of scenarios, minibatches, epochs and discount.
 """
 
 import argparse
@@ -26,24 +27,18 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.rllib.core.rl_module.rl_module import RLModule
 from ray.tune.registry import register_env
 
-import hybrid_envs  # noqa: F401  registers the environments
+from benchmarks.baselines import PROBLEMS, RLLIB, Problem, file_of
+from benchmarks.train import N_SCENARIOS
+from benchmarks.zoo import EVALUATION_SEED, read_config
 from hybrid_envs.solvers import evaluate
 from hybrid_envs.wrappers import ClipActionWrapper
 
-PROBLEMS: dict[str, tuple[str, dict[str, Any], int, int]] = {
-    "joint_replenishment": ("HybridInventory-v0", {"n_items": 20}, 250, 100),
-    "switched_lqr": ("HybridSwitchedLQR-v0", {"n_dims": 48}, 500, 20),
-}
-"""Environment, arguments, iterations and periods of a rollout, of which each has ``N_ENVS``."""
-N_ENVS = {"joint_replenishment": 64, "switched_lqr": 128}
-GAMMA = 0.99
 
-
-def scaled(env_id: str, env_kwargs: dict[str, Any]) -> gym.Env:
+def scaled(problem: Problem) -> gym.Env:
     """
     :return: the environment in its own units, with b clipped to its bounds
     """
-    env: gym.Env = ClipActionWrapper(gym.make(env_id, **env_kwargs))
+    env: gym.Env = ClipActionWrapper(gym.make(problem.env_id, **problem.env_kwargs))
     unit, size = (np.asarray(env.get_wrapper_attr(name), np.float32) for name in ("observation_scale", "action_scale"))
     space = env.observation_space
     assert isinstance(space, gym.spaces.Box)
@@ -63,16 +58,14 @@ class Trained:
     def __init__(self, module: RLModule, view: gym.Env):
         self.module, self.distribution = module, module.get_inference_action_dist_cls()
         self.unit, self.size = (np.asarray(view.get_wrapper_attr(name)) for name in ("observation_scale", "action_scale"))
-        low, high = np.moveaxis(np.asarray(view.get_wrapper_attr("action_bounds")), -1, 0)
-        self.low, self.high = low, high
+        self.clip = ClipActionWrapper(view.unwrapped)
 
     @torch.no_grad()
     def predict(self, observation: Any, *args: Any, **kwargs: Any) -> tuple[Any, None]:
         observed = torch.as_tensor(np.asarray(observation / self.unit, np.float32))
         inputs = self.module.forward_inference({"obs": observed})["action_dist_inputs"]
         regimes, points = (of.numpy() for of in self.distribution.from_logits(inputs).to_deterministic().sample())
-        points = np.clip(points * self.size, self.low[regimes], self.high[regimes])
-        return list(zip(regimes.tolist(), points.astype(np.float32), strict=True)), None
+        return [self.clip.action((int(x), b * self.size)) for x, b in zip(regimes, points, strict=True)], None
 
 
 def main() -> None:
@@ -82,9 +75,11 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, help="instead of the problem's own number: a look, not a result")
     parser.add_argument("--runs", type=Path, default=Path("runs/baselines"))
     args = parser.parse_args()
-    env_id, env_kwargs, iterations, periods = PROBLEMS[args.problem]
-    n_envs = N_ENVS[args.problem]
-    register_env("hybrid", lambda config: NormalizeReward(scaled(env_id, env_kwargs), gamma=GAMMA))
+    problem = PROBLEMS[args.problem]
+    settings = read_config("hybrid_ppo", problem.env_id)
+    n_envs, periods = settings["n_envs"], settings["n_steps"]
+    iterations = args.iterations or problem.n_timesteps // (n_envs * periods)
+    register_env("hybrid", lambda config: NormalizeReward(scaled(problem), gamma=settings["gamma"]))
     config = (
         PPOConfig()
         .environment("hybrid")
@@ -92,27 +87,27 @@ def main() -> None:
         .learners(num_learners=0)
         .training(
             train_batch_size_per_learner=n_envs * periods,
-            minibatch_size=n_envs * periods // 4,
-            num_epochs=5,
+            minibatch_size=settings["batch_size"],
+            num_epochs=settings["n_epochs"],
             lr=3e-4,
-            gamma=GAMMA,
-            lambda_=0.96,
+            gamma=settings["gamma"],
+            lambda_=settings["gae_lambda"],
             clip_param=0.15,
             vf_clip_param=float("inf"),
             entropy_coeff=0.01,
-            grad_clip=5.0,
+            grad_clip=settings["max_grad_norm"],
         )
         .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[128, 128], fcnet_activation="tanh", vf_share_layers=False))
         .debugging(seed=args.seed)
     )
     algorithm = config.build_algo()
     start = time.perf_counter()
-    for _ in range(args.iterations or iterations):
+    for _ in range(iterations):
         algorithm.train()
     seconds = time.perf_counter() - start
-    view = scaled(env_id, env_kwargs)
-    costs = evaluate(view.unwrapped, Trained(algorithm.get_module(), view), 2000, 10_000)  # type: ignore[arg-type]
-    file = args.runs / f"{args.problem}_RLlib-s-PPO--Tuple-space_{args.seed}.json"
+    view = scaled(problem)
+    costs = evaluate(view.unwrapped, Trained(algorithm.get_module(), view), N_SCENARIOS, EVALUATION_SEED)  # type: ignore[arg-type]
+    file = file_of(args.runs, args.problem, RLLIB, args.seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"cost": float(costs.mean()), "seconds": seconds}) + "\n")
     print(f"{args.problem}, seed {args.seed}: cost {costs.mean():,.3f}, {seconds:.0f} s")

@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.train import N_SCENARIOS, train
-from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, add_jobs, kept, mean_and_interval, read_config, run_all
+from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, kept, kept_runs_arguments, mean_and_interval, read_config, run_all
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.solvers import evaluate, reference_policy
 
@@ -67,21 +66,26 @@ PROBLEMS = [
 ]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite", description=__doc__.splitlines()[1])
+def suite_parser(name: str, doc: str, seeds: list[int]) -> argparse.ArgumentParser:
+    """
+    :param name: of the module
+    :param doc: its docstring
+    :param seeds: unless others are asked for
+    :return: a parser of which problems, sizes and seeds are run
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=doc.splitlines()[1])
     names = [problem.env_id for problem in PROBLEMS]
     parser.add_argument("--envs", nargs="+", choices=names, default=names, metavar="ID", help=", ".join(names))
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
-    parser.add_argument("--algos", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    add_jobs(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=seeds)
     parser.add_argument("--iterations", type=int, help="instead of each problem's own number: a look, not a result")
-    parser.add_argument("--runs", type=Path, default=Path("runs/suite"), help="folder of the single runs")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    for folder in (args.runs, args.out):
-        folder.mkdir(parents=True, exist_ok=True)
+    return parser
+
+
+def main() -> None:
+    parser = suite_parser("suite", __doc__, [0, 1, 2])
+    parser.add_argument("--algos", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    args = kept_runs_arguments(parser, "suite")
     chosen = [problem for problem in PROBLEMS if problem.env_id in args.envs]
     calls = [
         (args.runs, algo, problem, size, seed, args.iterations)

@@ -121,6 +121,36 @@ def add_jobs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="run in N processes of one thread each (default: 1)")
 
 
+def kept_runs_arguments(parser: argparse.ArgumentParser, name: str) -> argparse.Namespace:
+    """
+    Parse the arguments of a command whose single runs are kept, with ``--jobs``, ``--runs`` and ``--out`` beside its own. The
+    folders are there afterwards, and torch has one thread.
+
+    :param name: of the folder of the runs, in ``runs``
+    """
+    add_jobs(parser)
+    parser.add_argument("--runs", type=Path, default=Path("runs", name), help="folder of the single runs")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for folder in (args.runs, args.out):
+        folder.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def finite(find: Callable[[], dict[str, Any]], *errors: type[Exception]) -> dict[str, Any]:
+    """
+    :param find: a run
+    :param errors: what else than ``FloatingPointError`` says that a number is not finite
+    :return: what the run finds; if it meets a number that is not finite, no cost, and the error
+    """
+    caught: tuple[type[Exception], ...] = (FloatingPointError, *errors)
+    try:
+        return find()
+    except caught as error:
+        return {"cost": float("nan"), "error": str(error)}
+
+
 def run_all(run: Callable[..., Result], arguments: Sequence[tuple[Any, ...]], jobs: int) -> list[Result]:
     """
     :param run: a function that another process can import
