@@ -17,7 +17,7 @@ from hybrid_envs.inventory.policies import (
 )
 from hybrid_envs.moving.policies import AlignAndStop
 from hybrid_envs.portfolio.policies import AssetBands, NoTradeBand, RebalancingOptimum, best_rebalancing
-from hybrid_envs.procurement.policies import TotalOrders
+from hybrid_envs.procurement.policies import ItemOrders, TotalOrders
 from hybrid_envs.switched_lqr.bound import dual_lower_bound
 from hybrid_envs.switched_lqr.riccati import SingleMode, SwitchedRiccati, riccati
 from hybrid_envs.unit_commitment.milp import CommitmentProgramme, PerfectInformation, perfect_information_bound
@@ -34,6 +34,7 @@ __all__ = [
     "DualSourcingOptimum",
     "ForecastSS",
     "InstanceSS",
+    "ItemOrders",
     "LostSalesOptimum",
     "MeritOrderOperator",
     "NoTradeBand",

@@ -58,6 +58,7 @@ INSTANCES: list[tuple[str, dict[str, Any]]] = [(env_id, {}) for env_id in ENV_ID
         {"demand": "poisson", "instances": {"mean_demand": [2.0, 9.0], "premium": [5.0, 20.0], "underage_cost": [50.0, 90.0]}},
     ),
     ("HybridDualSourcing-v0", {"n_items": 2, "per_item": True, "regular_fixed_cost": [5.0, 0.0]}),
+    ("HybridProcurement-v0", {"n_items": 2, "per_item": True, "mean_demand": [8.0, 12.0]}),
     ("HybridPortfolio-v0", {"n_assets": 3, "fixed_cost": 1e-4, "fixed_cost_per_asset": [1e-4, 0.0, 3e-4]}),
 ]
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
-from hybrid_envs.checks import check_array, check_count
+from hybrid_envs.checks import check_array, check_count, check_switch
 from hybrid_envs.core import Frame
 from hybrid_envs.instances import Drawable, Table
 from hybrid_envs.inventory.env import HybridInventoryEnv
@@ -30,7 +30,8 @@ RENDER_MODE = inspect.Parameter("render_mode", inspect.Parameter.KEYWORD_ONLY, d
 class ProcurementProblem(BoxProblem[StockState]):
     """
     The problem as the supplier states it: a plain cost of the order b >= 0, with its jumps. Its page and its arguments are
-    :class:`HybridProcurementEnv`'s. ``thresholds`` says where it jumps in the total order.
+    :class:`HybridProcurementEnv`'s. ``thresholds`` says where it jumps in an order: the total, or with
+    ``per_item`` that of each item.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class ProcurementProblem(BoxProblem[StockState]):
         truck_capacity: float | None = None,
         truck_cost: float | None = None,
         max_trucks: int = 3,
+        per_item: bool = False,
         lead_time: int = 2,
         horizon: int = 100,
         demand: str | Path | np.ndarray = "poisson",
@@ -72,16 +74,20 @@ class ProcurementProblem(BoxProblem[StockState]):
                 "instances: unknown column 'minor_fixed_cost'; the fixed costs of procurement are those of trucks"
             )
         p = self.n_items = self.warehouse.n_items
-        min_order = MIN_ORDER * p if min_order is None else min_order
+        self.per_item = check_switch("per_item", per_item)
+        shared_by = 1 if per_item else p
+        min_order = MIN_ORDER * shared_by if min_order is None else min_order
         self.min_order = float(check_array("min_order", min_order, (), at_least=0.0))
-        truck_capacity = TRUCK_CAPACITY * p if truck_capacity is None else truck_capacity
+        truck_capacity = TRUCK_CAPACITY * shared_by if truck_capacity is None else truck_capacity
         self.truck_capacity = float(check_array("truck_capacity", truck_capacity, (), above=0.0))
-        truck_cost = TRUCK_COST * p if truck_cost is None else truck_cost
+        truck_cost = TRUCK_COST * shared_by if truck_cost is None else truck_cost
         self.truck_cost = float(check_array("truck_cost", truck_cost, (), at_least=0.0))
         self.max_trucks = check_count("max_trucks", max_trucks)
         n_prices = np.size(unit_prices)
         prices = check_array("unit_prices", np.atleast_1d(unit_prices), (n_prices,), at_least=0.0)
-        quantities = DISCOUNT_QUANTITY * p * np.arange(1, n_prices) if discount_quantities is None else discount_quantities
+        quantities = (
+            DISCOUNT_QUANTITY * shared_by * np.arange(1, n_prices) if discount_quantities is None else discount_quantities
+        )
         breaks = check_array("discount_quantities", np.atleast_1d(quantities), (n_prices - 1,), above=0.0)
         for name, values, trend in (("unit_prices", prices, -1), ("discount_quantities", breaks, 1)):
             if (trend * np.diff(values) <= 0).any():
@@ -93,8 +99,8 @@ class ProcurementProblem(BoxProblem[StockState]):
             action_size=p,
             observation_size=len(self.warehouse.observation_scale),
             horizon=horizon,
-            weights=1.0,
-            action_scale=max(self.truck_capacity, self.min_order) / p,
+            weights=None if per_item else 1.0,
+            action_scale=max(self.truck_capacity, self.min_order) / shared_by,
             observation_scale=self.warehouse.observation_scale,
         )
         loads = self.truck_capacity * np.arange(1, self.max_trucks)
@@ -111,33 +117,34 @@ class ProcurementProblem(BoxProblem[StockState]):
         """
         The one place where the problem jumps.
 
-        :param level: total order, shape ``(batch, 1)``
+        :param level: orders, shape ``(batch, m)``: the total, m = 1, or that of each item
         :param threshold: shape ``(k,)``
         :param below: whether the threshold itself belongs to the cell below it
-        :return: 1 where the level is above the threshold, else 0, shape ``(batch, k)``
+        :return: 1 where the level is above the threshold, else 0, shape ``(batch, m, k)``
         """
-        return (level > threshold if below else level >= threshold).to(level.dtype)
+        order = level.unsqueeze(-1)
+        return (order > threshold if below else order >= threshold).to(level.dtype)
 
     def accepted(self, action: BoxAction) -> torch.Tensor:
         """
-        :return: 1 if the order reaches the minimum, else 0, shape ``(batch, 1)``
+        :return: 1 where an order reaches the minimum, else 0, shape ``(batch, m)``
         """
-        return self.exceeds(action.level, self.least, below=self.min_order == 0)
+        return self.exceeds(action.level, self.least, below=self.min_order == 0).squeeze(-1)
 
     def supply_cost(self, action: BoxAction) -> torch.Tensor:
         """
-        :return: price of the units and of the trucks, shape ``(batch, 1)``
+        :return: price of the units and of the trucks, shape ``(batch,)``
         """
-        price = self.list_price - (self.exceeds(action.level, self.breaks) * self.discounts).sum(dim=1, keepdim=True)
-        trucks = 1 + self.exceeds(action.level, self.loads, below=True).sum(dim=1, keepdim=True)
-        return self.accepted(action) * (price * action.level + self.truck_cost * trucks)
+        price = self.list_price - (self.exceeds(action.level, self.breaks) * self.discounts).sum(dim=-1)
+        trucks = 1 + self.exceeds(action.level, self.loads, below=True).sum(dim=-1)
+        return (self.accepted(action) * (price * action.level + self.truck_cost * trucks)).sum(dim=1)
 
     def transition(self, state: StockState, action: BoxAction, noise: torch.Tensor) -> StockState:
         return self.warehouse.transition(state, self._delivery(state, action), noise)
 
     def reward(self, state: StockState, action: BoxAction, noise: torch.Tensor, next_state: StockState) -> torch.Tensor:
         stock = self.warehouse.reward(state, self._delivery(state, action), noise, next_state)
-        return stock - self.supply_cost(action).squeeze(1)
+        return stock - self.supply_cost(action)
 
     def _delivery(self, state: StockState, action: BoxAction) -> HybridAction:
         """The accepted quantities as the warehouse takes orders, whose own fixed cost is 0."""
@@ -169,7 +176,8 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
     ``n_items`` items are bought from one supplier. He accepts no order below a minimum, gives a discount on *all* units of a
     large enough order, and delivers by truck: each truck begun is paid in full. Hence the cost jumps in the total order. The
     plain problem is :class:`ProcurementProblem`; this is its exact hybrid form, :class:`~hybrid_envs.piecewise.PiecewiseEnv`.
-    The number of regimes does not depend on the number of items.
+    The number of regimes does not depend on the number of items. With ``per_item`` every item has a supplier of its own, and
+    orders are judged item by item.
 
     ## Action Space
     ``Tuple(Discrete(J), Box)``: regime x is an interval of the total order between two jumps, regime 0 "too little: no order".
@@ -177,6 +185,9 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
     the share r_i / Σ_k r_k of the total, and all the same if every r is 0. With one item the point is the order alone. With
     the defaults and p items the regimes are [0, 10 p), [10 p, 24 p] by one truck, (24 p, 30 p) by two, [30 p, 48 p] by two
     at a discount, and (48 p, ∞) by three at a discount.
+
+    With ``per_item`` each item has such a regime for its own order: ``Tuple(MultiDiscrete([J] * n_items), Box)``, the point
+    being the orders themselves, each bounded by the interval of its item's regime.
 
     ## Observation Space
     ``Box(-inf, inf, (n_items * lead_time + 3 * n_items,))``: on-hand and pipeline stock divided by the item's mean demand,
@@ -190,8 +201,9 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
     ## Rewards
     Minus the period's cost, Σ_i [h_i (I_i - D_i)^+ + u_i (D_i - I_i)^+] and, for an accepted order, c(Q) Q + F N(Q). The unit
     price c(Q) is ``unit_prices[k]`` if Q has reached k of the ``discount_quantities``. N(Q) is the number of trucks begun,
-    ``max_trucks`` at most: a larger order travels for the price of that many. Results are quoted by :meth:`figure_of_merit`:
-    mean cost per item and period, the first 16 periods left out.
+    ``max_trucks`` at most: a larger order travels for the price of that many. With ``per_item`` the latter is summed over the
+    items' orders, so that nothing ties the items together: the optimum is that of each alone. Results are quoted by
+    :meth:`figure_of_merit`: mean cost per item and period, the first 16 periods left out.
 
     ## Starting State
     Nothing on hand unless there is a ``starting_stock``, nothing on order.
@@ -214,6 +226,8 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
     :param truck_capacity: units, of all items together; 24 per item unless given
     :param truck_cost: F per truck; 10 per item unless given
     :param max_trucks: the most trucks that are charged for one order
+    :param per_item: whether each item is ordered by itself; then ``min_order`` and what follows it are those of each item,
+        their defaults what is said here of one item
     :param lead_time: periods from order to availability, at least 1
     :param horizon: T, periods of an episode
     :param demand: ``"poisson"``, ``"normal"`` (truncated at 0, of standard deviation √μ), an array of scenarios of shape
@@ -245,7 +259,8 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
 
     def __init__(self, n_items: int | None = None, *, render_mode: str | None = None, **arguments: Any):
         problem = ProcurementProblem(n_items, **arguments)
-        super().__init__(problem, problem.thresholds, render_mode=render_mode)
+        thresholds = [problem.thresholds] * problem.n_items if problem.per_item else problem.thresholds
+        super().__init__(problem, thresholds, factors=problem.per_item, render_mode=render_mode)
         self.n_items, self.params = problem.n_items, {"n_items": n_items, **arguments}
 
     def draw(self, frames: list[Frame]) -> np.ndarray:
@@ -253,4 +268,6 @@ class HybridProcurementEnv(PiecewiseEnv[StockState]):
         positions = np.array([frame.state.stock[0].sum(dim=0).cpu().numpy() for frame in frames])
         bounds = self.action_bounds[1:, 0]
         names = {j: f"{low:g} to {high:g} units" for j, (low, high) in enumerate(bounds, start=1)}
+        if self.factors.many:  # the largest order
+            frames = [f if f.regime is None else f._replace(regime=int(np.max(f.regime))) for f in frames]
         return draw_episode(frames, positions, "inventory position", names, self.horizon)

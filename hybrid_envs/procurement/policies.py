@@ -1,7 +1,7 @@
-"""Procurement: dynamic programming on the total order, exact for one item, and a bound and a policy for more."""
+"""Procurement: dynamic programming on the order of one item, and on the total of several, a bound and a policy for these."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.ndimage import minimum_filter1d
@@ -12,6 +12,8 @@ from hybrid_envs.evaluation import ReferencePolicy, evaluate
 from hybrid_envs.inventory.single_item import single_items
 from hybrid_envs.procurement.env import HybridProcurementEnv, ProcurementProblem
 
+SUPPLY = ("min_order", "unit_prices", "discount_quantities", "truck_capacity", "truck_cost", "max_trucks", "lead_time")
+"""Arguments of the problem that are the supplier's."""
 DAMPING = 0.5
 """Share of the old values kept in an iteration: large orders make the chain all but periodic."""
 MAX_ITERATIONS = 20_000
@@ -29,7 +31,7 @@ def obstacle(env: HybridProcurementEnv) -> str | None:
         return f"demand = {env.problem.warehouse.demand!r}; it must be 'poisson'"
     for jump in env.problem.thresholds:
         if not jump.value.is_integer():
-            return f"the cost jumps at a total of {jump.value}; it must be a whole number"
+            return f"the cost jumps at an order of {jump.value}; it must be a whole number"
     for name, cost in (("holding_cost", params.holding_cost), ("underage_cost", params.underage_cost)):
         if not (cost > 0).all():
             return f"{name}[{np.argmin(cost)}] = {cost.min()}; it must be > 0"
@@ -40,6 +42,8 @@ def require(env: HybridProcurementEnv) -> None:
     """
     :raises ValueError: naming what keeps :class:`TotalOrders` from solving the problem
     """
+    if env.problem.per_item:
+        raise ValueError("TotalOrders: per_item = True; the orders of ItemOrders are those of each item")
     if reason := obstacle(env):
         raise ValueError(f"TotalOrders: {reason}")
 
@@ -157,6 +161,46 @@ class TotalOrders(ReferencePolicy):
             policy.state_cost(evaluate(env, policy, n_scenarios, seed))
             tried.append(policy)
         return tried[-2]
+
+
+class ItemOrders(ReferencePolicy):
+    """
+    The optimum in the long run where each item has a supplier of its own: that of each item alone, by :class:`TotalOrders`.
+
+    :param env: the problem, with ``per_item``, and else as :class:`TotalOrders` wants it
+    :raises ValueError: naming what keeps it from solving the problem
+    """
+
+    def __init__(self, env: HybridProcurementEnv):
+        if not env.problem.per_item:
+            raise ValueError("ItemOrders: per_item = False; the items share an order, which is TotalOrders'")
+        if reason := obstacle(env):
+            raise ValueError(f"ItemOrders: {reason}")
+        params = env.problem.warehouse.params
+        self.lead_time = params.lead_time
+        numbers = np.stack([params.mean_demand, params.holding_cost, params.underage_cost], axis=1)
+        kinds, kind_of = np.unique(numbers, axis=0, return_inverse=True)  # items that are alike share one
+        solved = [TotalOrders.best(single_item(env, *kind)) for kind in kinds.tolist()]
+        self.items = [solved[kind] for kind in kind_of.ravel()]
+        self.cost = float(np.mean([item.cost for item in self.items]))
+
+    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        p = len(self.items)
+        stock = observation[:, : self.lead_time * p].reshape(-1, self.lead_time, p)
+        orders = [item.act(stock[:, :, i], period) for i, item in enumerate(self.items)]
+        regimes, quantities = zip(*orders, strict=True)
+        return np.stack(regimes, axis=1), np.concatenate(quantities, axis=1)
+
+
+def single_item(
+    env: HybridProcurementEnv, mean_demand: float, holding_cost: float, underage_cost: float
+) -> HybridProcurementEnv:
+    """
+    :param env: a problem whose items have suppliers of their own
+    :return: that of one item with these numbers
+    """
+    supply: dict[str, Any] = {name: value for name, value in env.params.items() if name in SUPPLY}
+    return HybridProcurementEnv(1, mean_demand=mean_demand, holding_cost=holding_cost, underage_cost=underage_cost, **supply)
 
 
 def cells_of(problem: ProcurementProblem, action_bounds: np.ndarray) -> list[Cell]:
@@ -278,8 +322,11 @@ def _window_minimum(values: np.ndarray, low: int, high: int | None) -> np.ndarra
     return least[np.minimum(np.arange(n) + low, 2 * n - 1)]
 
 
-def best_known(env: HybridProcurementEnv) -> TotalOrders | None:
+def best_known(env: HybridProcurementEnv) -> ReferencePolicy | None:
     """
-    :return: dynamic programming on the total: the optimum of one item; none for other demand than Poisson and broken units
+    :return: dynamic programming on the order, of each item or in total: the optimum of one item, and of several with suppliers
+        of their own; none for other demand than Poisson and broken units
     """
-    return None if obstacle(env) else TotalOrders.best(env)
+    if obstacle(env):
+        return None
+    return ItemOrders(env) if env.problem.per_item else TotalOrders.best(env)

@@ -13,7 +13,7 @@ from hybrid_envs import BoxEnv, HybridAction, HybridProcurementEnv, PiecewiseEnv
 from hybrid_envs.evaluation import reference_policy
 from hybrid_envs.inventory.single_item import single_items
 from hybrid_envs.procurement.env import ProcurementProblem
-from hybrid_envs.procurement.policies import TotalOrders, cells_of, shared_costs, solve
+from hybrid_envs.procurement.policies import ItemOrders, TotalOrders, cells_of, shared_costs, solve
 
 TWO_ITEMS = {
     "n_items": 2,
@@ -164,12 +164,81 @@ def test_the_plain_problem_is_a_gymnasium_environment():
         ),
         ({"discount_quantities": [0.0]}, r"discount_quantities\[0\] = 0.0: must be finite and > 0"),
         ({"holding_cost": -1.0}, r"holding_cost\[0\] = -1.0: must be finite and >= 0"),
+        ({"per_item": 1}, r"per_item must be True or False, got 1"),
         ({"render_mode": "human"}, r"render_mode must be None or one of"),
     ],
 )
 def test_a_bad_argument_is_named_with_its_value(kwargs, message):
     with pytest.raises(ValueError, match=message):
         HybridProcurementEnv(**kwargs)
+
+
+# ---- a supplier for each item ---------------------------------------------------------------------------------------------
+
+OF_EACH = {"mean_demand": [8.0, 12.0, 8.0], "holding_cost": [1.0, 2.0, 1.0], "underage_cost": [9.0, 7.0, 9.0]}
+
+
+def item_alone(i, **kwargs):
+    return HybridProcurementEnv(1, **{name: values[i] for name, values in OF_EACH.items()}, **kwargs)
+
+
+def test_items_with_suppliers_of_their_own_are_problems_of_their_own():
+    env = HybridProcurementEnv(3, per_item=True, **OF_EACH)
+    alone = [item_alone(i) for i in range(3)]
+    assert env.factors.sizes == (5, 5, 5)
+    np.testing.assert_array_equal(env.action_bounds, np.tile(alone[0].action_bounds, (1, 3, 1)))
+    regimes = torch.cartesian_prod(*[torch.arange(5)] * 3)
+    low, high = torch.tensor(env.action_bounds[:, 0]).unbind(-1)
+    share = torch.rand(regimes.shape, generator=torch.Generator().manual_seed(0))
+    orders = torch.lerp(low[regimes], high.clamp(max=90.0)[regimes], share)
+    demand = torch.poisson(torch.full(orders.shape, 10.0), generator=torch.Generator().manual_seed(1))
+    states = [problem.initial(len(orders), torch.Generator()) for problem in (env, *alone)]
+    for _ in range(4):  # the first orders arrive
+        together = env.step_torch(states[0], HybridAction(regimes, orders), demand)
+        rewards = torch.zeros(len(orders))
+        for i, problem in enumerate(alone):
+            own = HybridAction(regimes[:, i], orders[:, i : i + 1])
+            result = problem.step_torch(states[i + 1], own, demand[:, i : i + 1])
+            states[i + 1] = result.state
+            rewards += result.reward
+            torch.testing.assert_close(together.state.stock[..., i], result.state.stock[..., 0], rtol=0, atol=0)
+        torch.testing.assert_close(together.reward, rewards)
+        states[0] = together.state
+
+
+def test_the_optimum_of_items_with_suppliers_of_their_own_is_that_of_each_alone():
+    from hybrid_envs.solvers import evaluate
+
+    env = HybridProcurementEnv(3, per_item=True, **OF_EACH, horizon=400)
+    policy = reference_policy(env)
+    optima = [TotalOrders.best(item_alone(i)) for i in range(3)]
+    assert policy.cost == pytest.approx(np.mean([optimum.cost for optimum in optima]), rel=1e-9)
+    costs = evaluate(env, policy, 400, seed=3)
+    assert costs.mean() == pytest.approx(policy.cost, abs=3 * costs.std() / 20)
+
+
+def test_many_items_with_suppliers_of_their_own_are_drawn():
+    env = gym.make("HybridProcurement-v0", n_items=3, per_item=True, render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step((np.array([3, 0, 1]), np.array([40.0, 0.0, 12.0], np.float32)))
+    assert env.render().std() > 0
+
+
+@pytest.mark.parametrize(
+    ("solve_it", "per_item", "message"),
+    [
+        (TotalOrders.best, True, "TotalOrders: per_item = True"),
+        (ItemOrders, False, "ItemOrders: per_item = False"),
+    ],
+)
+def test_a_policy_for_the_other_kind_of_order_says_so(solve_it, per_item, message):
+    with pytest.raises(ValueError, match=message):
+        solve_it(HybridProcurementEnv(2, per_item=per_item))
+
+
+def test_units_that_are_broken_have_no_optimum_by_item_either():
+    with pytest.raises(ValueError, match=r"ItemOrders: the cost jumps at an order of 2.5; it must be a whole number"):
+        ItemOrders(HybridProcurementEnv(2, per_item=True, min_order=2.5))
 
 
 # ---- dynamic programming -------------------------------------------------------------------------------------------------
@@ -285,7 +354,7 @@ def test_regimes_without_a_whole_quantity_are_passed_over():
 def test_problems_that_it_does_not_solve_are_refused_by_name():
     for kwargs, message in (
         ({"demand": "normal"}, r"TotalOrders: demand = 'normal'; it must be 'poisson'"),
-        ({"min_order": 2.5}, r"TotalOrders: the cost jumps at a total of 2.5; it must be a whole number"),
+        ({"min_order": 2.5}, r"TotalOrders: the cost jumps at an order of 2.5; it must be a whole number"),
         ({"holding_cost": 0.0}, r"TotalOrders: holding_cost\[0\] = 0.0; it must be > 0"),
         ({"underage_cost": 0.0}, r"TotalOrders: underage_cost\[0\] = 0.0; it must be > 0"),
     ):
