@@ -97,6 +97,7 @@ ALLOWED = {
     "clip_range_vf": RATE._replace(above=True, optional=True),
     "vf_coef": Allowed(float, 0),
     "pathwise_weight": Allowed(float, 0),
+    "pathwise_lambda": SHARE._replace(above=True),
     "max_grad_norm": Allowed(float, 0, above=True, infinite=True),
     "target_kl": Allowed(float, 0, above=True, optional=True),
     "normalize_advantage": SWITCH,

@@ -58,8 +58,11 @@ class LiveRollout(NamedTuple):
 
     rewards: torch.Tensor
     """Shape ``(n_steps, n_envs)``."""
-    future: torch.Tensor
-    """Value of the last states, 0 where the episode has ended, shape ``(n_envs,)``."""
+    values: torch.Tensor
+    """
+    Of the states that the periods led to, 0 where the episode has ended: of all, shape ``(n_steps, n_envs)``, or if λ = 1 of
+    the last alone, ``(1, n_envs)``.
+    """
     log_probs: torch.Tensor
     """Of the sampled regimes, shape ``(n_steps, n_envs)``; of several factors ``(n_steps, n_envs, m)``."""
 
@@ -88,6 +91,10 @@ class HPO(HybridPPO):
     :param cross_term: whether the mixed gradient keeps its cross term; without it, it is biased but less noisy; ``"auto"``
         weighs it by the share of signal measured in it, so that it fades out once it is mostly noise
     :param pathwise_weight: weight of the pathwise term against the cross term; the estimator is unbiased at 1
+    :param pathwise_lambda: λ of the return that the points maximise, as ``gae_lambda`` is that of the regimes': with 1 costs
+        count as far as the rollout reaches; below 1 the value network, with gradients, judges every state on the way, the one
+        k periods on with weight (1 - λ) λ^k. That is smooth where costs jump in the state, and as biased as the network is
+        wrong
     :param point_noise: standard deviation of the Gaussian noise that is added to the tower's raw outputs while scenarios are
         simulated; a number, a schedule, or ``"lin_V"``. Gradients pass through the sum, so that the estimator remains
         unbiased, for the noisy policy. For problems whose costs jump in the state, which no derivative sees
@@ -125,11 +132,12 @@ class HPO(HybridPPO):
         value_beyond_horizon: bool | Literal["bounded"] = True,
         cross_term: bool | Literal["auto"] = True,
         pathwise_weight: float = 1.0,
+        pathwise_lambda: float = 1.0,
         point_noise: float | str | Schedule = 0.0,
         credit: Literal["joint", "counterfactual"] | None = None,
         normalize_reward: bool = True,
         gradient_checkpointing: bool = False,
-        learning_rate: float | str | Schedule = "lin_3e-3",
+        learning_rate: float | str | Schedule = "lin_2e-3",
         continuous_learning_rate: float | str | Schedule | None = "lin_2e-3",
         value_learning_rate: float | str | Schedule | None = None,
         batch_size: int | None = None,
@@ -144,7 +152,7 @@ class HPO(HybridPPO):
         **ppo_kwargs: Any,
     ):
         own: dict[str, Any] = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "credit": credit}
-        own |= {"normalize_reward": normalize_reward, "cross_term": cross_term}
+        own |= {"normalize_reward": normalize_reward, "cross_term": cross_term, "pathwise_lambda": pathwise_lambda}
         own |= {"gradient_checkpointing": gradient_checkpointing}
         check_arguments(own)
         if env is not None:
@@ -161,6 +169,7 @@ class HPO(HybridPPO):
         self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
         self.reward_scale = 1.0  # of the last rollout: the unit of values
         self.pathwise_weight = pathwise_weight
+        self.pathwise_lambda = pathwise_lambda
         self.credit = credit
         self.point_noise_schedule = make_schedule("point_noise", point_noise)
         self.normalize_reward = normalize_reward
@@ -233,7 +242,7 @@ class HPO(HybridPPO):
             advantages = advantages - advantages.mean()
             scale = advantages.std() + 1e-8
         # Both terms are divided by the same number: with different ones their sum would be the gradient of nothing.
-        pathwise = self.pathwise_weight * pathwise_loss(self._live.rewards, self._live.future) / scale
+        pathwise = self.pathwise_weight * pathwise_loss(self._live.rewards, self._live.values, self.pathwise_lambda) / scale
 
         kappa = list(self.policy.component("continuous").parameters())
         self.policy.optimizer.zero_grad()
@@ -314,6 +323,8 @@ class HPO(HybridPPO):
         """
         own, present = together(periods), view.observation()
         periods.clear()  # a long rollout is large, and need not be there twice
+        following = torch.cat([own.obs[1:], present.unsqueeze(0)]) if self.pathwise_lambda < 1 else present.unsqueeze(0)
+        own = own._replace(obs=own.obs.detach())
         view.check(own)
         ends = torch.zeros_like(own.reward.detach())  # values of the last states of episodes
         ends[own.truncated] = self._values(own.final_obs[own.truncated])
@@ -362,8 +373,9 @@ class HPO(HybridPPO):
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
         # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
         # rescaling writes into weights that the graph needs as they were.
-        (future,) = view.base.everybody(self.policy.predict_values(present).flatten())
-        self._live = LiveRollout(rewards / scale, future.where(~done[-1], 0.0), log_probs)
+        values = self.policy.predict_values(following.flatten(0, 1)).view(following.shape[:2])
+        (values,) = view.base.everybody(values, dim=1)
+        self._live = LiveRollout(rewards / scale, values.where(~done[-len(values) :], 0.0), log_probs)
 
     def _simulate(
         self,
@@ -394,8 +406,18 @@ class HPO(HybridPPO):
                 new_obs, rewards, dones, infos = env.step(done.outcome)  # type: ignore[arg-type]
             else:
                 view.base.accept(done.outcome)
-            periods.append(Period(state.period, obs.detach(), mask, done.x, done.b, done.log_prob, *view.outcome()))
-            view.simulator.discount_gradient(self.gamma)
+            periods.append(
+                Period(
+                    state.period,
+                    obs if self.pathwise_lambda < 1 else obs.detach(),
+                    mask,
+                    done.x,
+                    done.b,
+                    done.log_prob,
+                    *view.outcome(),
+                )
+            )
+            view.simulator.discount_gradient(self.gamma * self.pathwise_lambda)
 
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())

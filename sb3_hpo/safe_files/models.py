@@ -32,7 +32,8 @@ ARGUMENTS = (
     *("continuous_learning_rate", "value_beyond_horizon", "value_learning_rate"),
 )
 HPO_ARGUMENTS = (
-    *("credit", "cross_term", "gradient_checkpointing", "n_scenarios", "normalize_reward", "pathwise_weight", "point_noise"),
+    *("credit", "cross_term", "gradient_checkpointing", "n_scenarios", "normalize_reward"),
+    *("pathwise_lambda", "pathwise_weight", "point_noise"),
 )
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 DERIVED = ("tower.", "std_unit", "obs_unit", "coupling.before")

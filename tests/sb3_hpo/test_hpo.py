@@ -410,6 +410,47 @@ def test_the_value_of_the_last_states_is_discounted_from_each_period_on():
     assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
 
 
+@pytest.mark.parametrize("cross_term", [True, False])
+@pytest.mark.parametrize("env", [inventory, regulator])
+def test_each_point_maximises_its_lambda_return(env, cross_term):
+    """
+    Σ_t ∂b_t/∂κ · ∂/∂b_t Σ_{k>=t} (γλ)^(k-t) [c_k - γ (1 - λ) v(s_{k+1})], and -γ v(s_T) in the last period: every b_t in turn
+    is a leaf, and later points and regimes respond to the states.
+    """
+    gamma, lambda_, n_steps, n_envs = 0.9, 0.6, 5, 4
+    settings = {"n_steps": n_steps, "n_scenarios": n_envs, "cross_term": cross_term, "pathwise_lambda": lambda_}
+    model = lively(hpo(env(), gamma=gamma, **settings))
+    for ended in (False, True):  # the episode, with the rollout
+        it = one_iteration(model)
+        assert it.dones[-1].all() == ended
+        simulator, policy = env().to(dtype=torch.float64), copy.deepcopy(it.policy).double()
+        disadvantages, advantage_std, reward_std = scales(it)
+        expected, without = torch.zeros_like(it.gradient), torch.zeros_like(it.gradient)
+        for t in range(n_steps):
+            state = in_double(it.states[t])
+            _, point = act(policy, simulator, state, it.regimes[t])
+            leaf, values = point.detach().requires_grad_(), torch.zeros(())
+            future = 0.0 * leaf.sum()  # what is ordered last costs nothing within the rollout
+            for k in range(t, n_steps):
+                log_prob, later = act(policy, simulator, state, it.regimes[k])
+                action = HybridAction(it.regimes[k], leaf if k == t else later)
+                result = simulator.step_torch(state, action, it.noise[k].double())
+                state, weight = result.state, (gamma * lambda_) ** (k - t)
+                future = future - weight * (result.reward / reward_std / advantage_std).sum()
+                if cross_term:
+                    future = future + weight * (log_prob * disadvantages[k]).sum()
+                value = policy.components["value"](simulator.observation(state) / policy.obs_unit).sum()
+                last = k == n_steps - 1
+                if not (last and ended):
+                    values = values - weight * gamma * (1 if last else 1 - lambda_) * value / advantage_std
+            (slope,) = torch.autograd.grad(future + values, leaf, retain_graph=True)
+            expected += gradient_of((point * slope).sum() / (n_steps * n_envs), policy)
+            (slope,) = torch.autograd.grad(future, leaf)
+            without += gradient_of((point * slope).sum() / (n_steps * n_envs), policy)
+        assert relative_error(it.gradient, expected) < 1e-5
+        assert relative_error(without, expected) > 0.01  # so that the assertion above sees the values
+
+
 def test_noise_on_the_point_is_in_the_scenario_and_gradients_pass_through_the_tower_behind_it():
     model = lively(hpo(inventory(), gamma=1.0, cross_term=False, point_noise=0.5))
     drawn = []
