@@ -55,7 +55,7 @@ class Allowed(NamedTuple):
     def range(self) -> str:
         """In words, to follow "a number"."""
         if self.high < math.inf:
-            return f" in [{self.low}, {self.high}]"
+            return f" in {'(' if self.above else '['}{self.low}, {self.high}]"
         return "" if self.low == -math.inf else f" {'>' if self.above else '>='} {self.low}"
 
 

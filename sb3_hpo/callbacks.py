@@ -302,7 +302,8 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "linear_laws": model.policy.linear_laws,
     }
     values: dict[str, float | str] = {name: float(getattr(model, name)) for name in numbers}
-    values["pathwise_weight"] = float(getattr(model, "pathwise_weight", 0.0))
+    for name in ("pathwise_weight", "pathwise_lambda"):
+        values[name] = float(getattr(model, name, 0.0))
     return values | {name: in_words(value) for name, value in texts.items()}
 
 

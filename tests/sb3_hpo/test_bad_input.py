@@ -167,6 +167,7 @@ NONSENSE = [  # argument, value, and what the error says is allowed
 ]
 NONSENSE_OF_HPO = [
     *[("pathwise_weight", value, ">= 0") for value in (-1, NAN, INF, "1", None)],
+    *[("pathwise_lambda", value, r"in \(0, 1\]") for value in (0, -0.5, 1.5, NAN, "1", None)],
     *[("point_noise", value, ">= 0") for value in (NAN, INF, lambda left: -left)],
     *[("normalize_reward", value, "True or False") for value in ("yes", NAN)],
     *[("cross_term", value, "True, False or 'auto'") for value in ("Auto", NAN, 1, None)],

@@ -188,7 +188,7 @@ def test_the_recipe_of_the_documentation_starts_and_resumes(tmp_path, monkeypatc
         (lambda: hpo(VecNormalize(HybridVecEnv(inventory().unwrapped, 6))), "env.wrappers"),
         (lambda: hpo(seed=1), "settings.seed was 0 there and is 1 here"),
         (lambda: hpo(gamma=0.5), "settings.gamma was 0.99 there and is 0.5 here"),
-        (lambda: hpo(learning_rate="lin_1e-3"), r"settings.learning_rate\[0\] was 0.003 there and is 0.001 here"),
+        (lambda: hpo(learning_rate="lin_1e-3"), r"settings.learning_rate\[0\] was 0.002 there and is 0.001 here"),
         (lambda: hpo(policy_kwargs={"net_arch": [9]}), r"net_arch\[0\] was 8 there and is 9 here"),
     ],
 )

@@ -201,6 +201,7 @@ def test_all_settings_of_hpo_survive_saving(tmp_path):
     settings = {
         "cross_term": False,
         "pathwise_weight": 3.0,
+        "pathwise_lambda": 0.9,
         "point_noise": "lin_0.5",
         "normalize_reward": False,
         "continuous_learning_rate": 2e-3,
@@ -212,7 +213,7 @@ def test_all_settings_of_hpo_survive_saving(tmp_path):
     model = make(HPO, **settings).learn(2 * ITERATION)
     model.save(tmp_path / "model")
     loaded = HPO.load(tmp_path / "model", environments())
-    for name in ("cross_term", "pathwise_weight", "normalize_reward", "component_max_grad_norm", "gamma", "batch_size"):
+    for name in ("cross_term", "pathwise_weight", "pathwise_lambda", "normalize_reward", "component_max_grad_norm", "gamma"):
         assert getattr(loaded, name) == getattr(model, name)
     assert same(continued(loaded), continued(model))
 

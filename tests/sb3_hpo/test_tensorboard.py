@@ -94,7 +94,7 @@ def test_a_run_logs_scalars_in_sb3s_groups_figures_and_hyperparameters(tmp_path,
     env = {"env": "HybridSwitchedLQR-v0", "env_kwargs": "n_dims=3, horizon=10"}
     assert hparams | env | {"algo": algo, "seed": "3", "gamma": 0.99, "net_arch": "[8]"} == hparams
     own = {
-        "HPO": {"n_envs": 8, "cross_term": "auto", "learning_rate": "lin_0.003", "continuous_learning_rate": "lin_0.005"},
+        "HPO": {"n_envs": 8, "cross_term": "auto", "learning_rate": "lin_0.002", "continuous_learning_rate": "lin_0.005"},
         "HybridPPO": {"n_envs": 1, "cross_term": "False", "learning_rate": "0.002", "continuous_learning_rate": "0.002"},
     }[algo]
     assert hparams | own == hparams
