@@ -145,7 +145,7 @@ class HPO(HybridPPO):
         gamma: float = 0.99,
         gae_lambda: float = 0.96,
         clip_range: float | Schedule = 0.15,
-        ent_coef: float | str | Schedule = "lin_0.05",
+        ent_coef: float | str | Schedule = "lin_0.2",
         vf_coef: float = 0.15,
         max_grad_norm: float = 0.5,
         target_kl: float | None = 0.015,

@@ -117,8 +117,9 @@ def hpo_limited_brewery() -> HPO:
 
 
 def hpo_purse() -> HPO:
-    """Episodes that end at different times."""
-    return hpo(PurseEnv().to(dtype=torch.get_default_dtype()), n_steps=7, value_beyond_horizon="bounded")
+    """Episodes that end at different times, and points that maximise λ-returns."""
+    env = PurseEnv().to(dtype=torch.get_default_dtype())
+    return hpo(env, n_steps=7, value_beyond_horizon="bounded", pathwise_lambda=0.8)
 
 
 def hybrid_ppo(env: Any, **kwargs: Any) -> HybridPPO:
