@@ -566,10 +566,9 @@ def test_an_unstable_plant_does_not_run_away_whatever_the_activation(activation_
 @pytest.mark.slow
 @pytest.mark.parametrize("activation_fn", [torch.nn.ReLU, torch.nn.SiLU])
 def test_orders_do_not_grow_with_the_stock_that_they_make_whatever_the_activation(activation_fn):
-    """With a limit of 5 for the gradients' norms, as it once was, ReLU cost 204 here. It depends on the rates."""
+    """With a limit of 5 for the gradients' norms ReLU cost 204 here, and with an entropy coefficient from 0.05 it cost 444."""
     env = HybridDualSourcingEnv(n_items=10)
-    rates: dict[str, Any] = {"learning_rate": 1e-3, "continuous_learning_rate": "lin_2e-3"}
-    model = HPO("MlpPolicy", env, policy_kwargs={"activation_fn": activation_fn}, seed=0, **rates)
+    model = HPO("MlpPolicy", env, policy_kwargs={"activation_fn": activation_fn}, seed=0)
     model.learn(60 * env.horizon * 64)
     assert evaluate(env, model, 200, 10_000).mean() < 60
 

@@ -384,7 +384,7 @@ def test_a_linear_entropy_coefficient_decays_to_zero(algorithm):
 
 
 def test_the_entropy_coefficient_of_hpo_decays_from_its_default_unless_given():
-    assert HPO("MlpPolicy", gym.make(ID, **SMALL), n_scenarios=2, policy_kwargs={"net_arch": [4]}).ent_coef == 0.05
+    assert HPO("MlpPolicy", gym.make(ID, **SMALL), n_scenarios=2, policy_kwargs={"net_arch": [4]}).ent_coef == 0.2
     watch = AtRolloutStart(lambda model: model.ent_coef)
     make(HPO, ent_coef=0.1).learn(2 * ITERATION, watch)
     assert watch.values == [0.1, 0.1, 0.1]
