@@ -22,7 +22,7 @@ TAIL = 1e-12
 
 def obstacle(env: HybridProcurementEnv) -> str | None:
     """
-    :return: what keeps :class:`TotalOrders` from solving the problem, ``None`` if nothing does
+    :return: what keeps dynamic programming from solving the problem, ``None`` if nothing does
     """
     params = env.problem.warehouse.params
     for name in env.problem.warehouse.instances.place:
@@ -166,6 +166,7 @@ class TotalOrders(ReferencePolicy):
 class ItemOrders(ReferencePolicy):
     """
     The optimum in the long run where each item has a supplier of its own: that of each item alone, by :class:`TotalOrders`.
+    ``cost`` and ``lower_bound`` are the means of the items' own, and agree as these do.
 
     :param env: the problem, with ``per_item``, and else as :class:`TotalOrders` wants it
     :raises ValueError: naming what keeps it from solving the problem
@@ -183,6 +184,7 @@ class ItemOrders(ReferencePolicy):
         solved = [TotalOrders.best(single_item(env, *kind)) for kind in kinds.tolist()]
         self.items = [solved[kind] for kind in kind_of.ravel()]
         self.cost = float(np.mean([item.cost for item in self.items]))
+        self.lower_bound = float(np.mean([item.lower_bound for item in self.items]))
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         p = len(self.items)

@@ -206,6 +206,22 @@ def test_items_with_suppliers_of_their_own_are_problems_of_their_own():
         states[0] = together.state
 
 
+def test_one_item_is_the_same_problem_whether_or_not_its_supplier_is_its_own():
+    shared, own = HybridProcurementEnv(1), HybridProcurementEnv(1, per_item=True)
+    np.testing.assert_array_equal(own.action_bounds, shared.action_bounds)
+    np.testing.assert_array_equal(own.action_scale, shared.action_scale)
+    regime = torch.arange(5).repeat(20)
+    order = 60 * torch.rand(100, 1, generator=torch.Generator().manual_seed(0))  # each is put into its regime
+    (state, demand), (same, _) = (env.sample_scenarios(100, torch.Generator().manual_seed(1)) for env in (shared, own))
+    for noise in demand[:4]:
+        result = shared.step_torch(state, HybridAction(regime, order), noise)
+        again = own.step_torch(same, HybridAction(regime[:, None], order), noise)
+        assert torch.equal(result.reward, again.reward)
+        assert torch.equal(result.observation, again.observation)
+        state, same = result.state, again.state
+    assert reference_policy(own).cost == reference_policy(shared).cost
+
+
 def test_the_optimum_of_items_with_suppliers_of_their_own_is_that_of_each_alone():
     from hybrid_envs.solvers import evaluate
 
@@ -213,8 +229,24 @@ def test_the_optimum_of_items_with_suppliers_of_their_own_is_that_of_each_alone(
     policy = reference_policy(env)
     optima = [TotalOrders.best(item_alone(i)) for i in range(3)]
     assert policy.cost == pytest.approx(np.mean([optimum.cost for optimum in optima]), rel=1e-9)
+    assert policy.lower_bound == pytest.approx(np.mean([optimum.lower_bound for optimum in optima]), rel=1e-9)
+    assert 0 <= policy.cost - policy.lower_bound < 1e-6 * policy.cost
     costs = evaluate(env, policy, 400, seed=3)
     assert costs.mean() == pytest.approx(policy.cost, abs=3 * costs.std() / 20)
+
+
+def test_each_item_with_a_supplier_of_its_own_is_ordered_as_if_alone():
+    env = HybridProcurementEnv(3, per_item=True, **OF_EACH)
+    state = env.initial(200, torch.Generator())
+    stock = torch.randint(-15, 25, state.stock.shape, generator=torch.Generator().manual_seed(0)).to(env.dtype)
+    regimes, orders = reference_policy(env).act(env.observation(state._replace(stock=stock)).numpy(), np.zeros(200))
+    for i in range(3):
+        alone = item_alone(i)
+        own = alone.initial(200, torch.Generator())._replace(stock=stock[..., i : i + 1])
+        regime, order = TotalOrders.best(alone).act(alone.observation(own).numpy(), np.zeros(200))
+        np.testing.assert_array_equal(regimes[:, i], regime)
+        np.testing.assert_array_equal(orders[:, i : i + 1], order)
+        assert len(np.unique(order)) > 5
 
 
 def test_many_items_with_suppliers_of_their_own_are_drawn():

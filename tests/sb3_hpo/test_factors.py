@@ -7,7 +7,7 @@ import pytest
 import torch
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from hybrid_envs import HybridInventoryEnv, HybridUnitCommitmentEnv, HybridVectorEnv
+from hybrid_envs import HybridInventoryEnv, HybridProcurementEnv, HybridUnitCommitmentEnv, HybridVectorEnv
 from hybrid_envs.evaluation import evaluate
 from hybrid_envs.factors import RegimeFactors
 from sb3_hpo import HPO, HybridPPO
@@ -32,6 +32,7 @@ CASES = {
         {"points_see_regime": True},
     ),
     "items on an order": (HybridInventoryEnv(2, fixed_cost=100.0, minor_fixed_cost=20.0, lead_time=1, horizon=3), {}),
+    "items with suppliers": (HybridProcurementEnv(2, per_item=True, max_trucks=1, lead_time=1, horizon=3), {}),
 }
 
 
@@ -227,6 +228,18 @@ def test_training_saving_and_predicting_work_as_with_one_factor(algorithm, kwarg
         assert np.array_equal(x, y) and np.array_equal(b, c)
     again.learn(240)
     assert np.isfinite(evaluate(env, again, 8, seed=0)).all()
+
+
+@pytest.mark.parametrize(("algorithm", "kwargs"), [(HPO, {"n_scenarios": 8}), (HybridPPO, {"n_steps": 40, "batch_size": 40})])
+def test_factors_of_a_rewrite_by_thresholds_train(algorithm, kwargs):
+    env = HybridProcurementEnv(2, per_item=True, horizon=20)
+    model = algorithm("MlpPolicy", env, seed=0, **kwargs)
+    before = [weights.clone() for weights in model.policy.parameters()]
+    model.learn(2 * model.n_steps * model.n_envs)
+    assert not any(torch.equal(old, new) for old, new in zip(before, model.policy.parameters(), strict=True))
+    regimes, point = model.predict(env.reset(seed=0)[0], deterministic=True)[0]
+    env.check_action((regimes, point), np.ones(10, dtype=bool))
+    assert np.isfinite(evaluate(env, model, 8, seed=0)).all()
 
 
 def test_training_lowers_the_cost_of_three_valves():
