@@ -314,6 +314,12 @@ class PiecewiseEnv(HybridEnv[StateT]):
     def terminal(self, state: StateT) -> torch.Tensor:
         return self.problem.terminal(state)
 
+    @property
+    def may_end_early(self) -> bool:
+        kind = type(self)
+        overridden = kind.terminal is not PiecewiseEnv.terminal or kind.step_torch is not HybridEnv.step_torch
+        return overridden or type(self.problem).terminal is not BoxProblem.terminal
+
     def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
         return self.problem.figure_of_merit(costs)
 

@@ -18,7 +18,14 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.utils import parameters_to_vector
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hybrid_envs import HybridAction, HybridDualSourcingEnv, HybridInventoryEnv, HybridSwitchedLQREnv, HybridUnitCommitmentEnv
+from hybrid_envs import (
+    HybridAction,
+    HybridDualSourcingEnv,
+    HybridInventoryEnv,
+    HybridProcurementEnv,
+    HybridSwitchedLQREnv,
+    HybridUnitCommitmentEnv,
+)
 from hybrid_envs.solvers import evaluate
 from sb3_hpo import HPO
 from tests.sb3_hpo.environments import PurseEnv
@@ -707,6 +714,7 @@ class Counter(BaseCallback):
         lambda: regulator(),
         lambda: HybridUnitCommitmentEnv(commitments="free", min_up_time=3),  # masks
         lambda: inventory(minor_fixed_cost=20.0),  # counterfactual credit
+        lambda: HybridProcurementEnv(2, per_item=True),  # of a problem with jumps
     ],
 )
 def test_no_number_is_read_out_of_a_tensor_while_scenarios_are_simulated(env, callbacks, tmp_path):
