@@ -73,8 +73,11 @@ class LateSchedule:
         return self.peak * progress_remaining * min(1.0, (2.0 * (1.0 - progress_remaining)) ** 4)
 
 
+EARLY_END = 0.5
+"""Share of training after which ``"early_V"`` has fallen to 0."""
 NOTATIONS: dict[str, Callable[[float], Schedule]] = {
     "lin": lambda start: LinearSchedule(start, 0.0, 1.0),
+    "early": lambda start: LinearSchedule(start, 0.0, EARLY_END),
     "late": LateSchedule,
 }
 """Schedules that can be written as text, such as ``"lin_3e-4"``; the first is RL Zoo's notation."""
@@ -278,11 +281,13 @@ def check_net_arch(net_arch: Any) -> None:
 def make_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
     """
     :param name: of the argument, one of :data:`ALLOWED`
-    :param value: a constant, a schedule, ``"lin_V"`` for a linear decay from V to 0, or ``"late_V"`` (:class:`LateSchedule`)
+    :param value: a constant, a schedule, ``"lin_V"`` for a linear decay from V to 0, ``"early_V"`` for one that ends after
+        half of training, or ``"late_V"`` (:class:`LateSchedule`)
     :raises ValueError: for anything else, and where it leaves the argument's range
     """
     given, allowed = value, ALLOWED[name]
-    unreadable = f"{name} must be a number, a schedule, 'lin_V' or 'late_V', got {given!r}"
+    texts = ", ".join(f"'{prefix}_V'" for prefix in NOTATIONS)
+    unreadable = f"{name} must be a number, a schedule, or one of {texts}, got {given!r}"
     if isinstance(value, str):
         prefix, _, number = value.partition("_")
         try:

@@ -96,8 +96,8 @@ class HPO(HybridPPO):
         k periods on with weight (1 - λ) λ^k. That is smooth where costs jump in the state, and as biased as the network is
         wrong
     :param point_noise: standard deviation of the Gaussian noise that is added to the tower's raw outputs while scenarios are
-        simulated; a number, a schedule, or ``"lin_V"``. Gradients pass through the sum, so that the estimator remains
-        unbiased, for the noisy policy. For problems whose costs jump in the state, which no derivative sees
+        simulated; a number, a schedule, ``"lin_V"`` or ``"early_V"``. Gradients pass through the sum, so that the estimator
+        remains unbiased, for the noisy policy. For problems whose costs jump in the state, which no derivative sees
     :param credit: with several factors, whether each is judged by the advantage of the whole regime (``"joint"``), or against
         its own counterfactual baseline (``"counterfactual"``), for which every factor is drawn anew and simulated for one
         period. Unless given, ``"counterfactual"`` where factors are independent
@@ -110,7 +110,8 @@ class HPO(HybridPPO):
     :param value_learning_rate: of the value network, likewise
     :param batch_size: PPO minibatch; a quarter of the iteration's data unless given
     :param max_grad_norm: gradients are clipped to this norm, separately for each of the three networks
-    :param ent_coef: entropy coefficient, a float, a schedule or ``"lin_V"``
+    :param ent_coef: entropy coefficient, a float, a schedule, ``"lin_V"``, or ``"early_V"`` for one that falls to 0 in the
+        first half of training, so that regimes can settle while their rate lasts
     :param ppo_kwargs: the arguments of :class:`stable_baselines3.PPO`
     :raises TypeError: if the environment has no ``step_torch``; HybridPPO needs none
     """
@@ -145,7 +146,7 @@ class HPO(HybridPPO):
         gamma: float = 0.99,
         gae_lambda: float = 0.96,
         clip_range: float | Schedule = 0.15,
-        ent_coef: float | str | Schedule = "lin_0.2",
+        ent_coef: float | str | Schedule = "early_0.2",
         vf_coef: float = 0.15,
         max_grad_norm: float = 0.5,
         target_kl: float | None = 0.015,

@@ -490,6 +490,13 @@ def test_the_noise_on_the_point_has_the_scheduled_deviation_and_prediction_has_n
     assert sorted(set(given)) == pytest.approx([0.2, 0.4, 0.6, 0.8])
 
 
+def test_what_is_early_falls_to_0_in_the_first_half_of_training():
+    model = hpo(inventory(), ent_coef="early_0.8", point_noise="early_0.4")
+    done = [0.0, 0.25, 0.49, 0.5, 0.75, 1.0]
+    assert [model.ent_coef_schedule(1 - share) for share in done] == pytest.approx([0.8, 0.4, 0.016, 0.0, 0.0, 0.0])
+    assert [model.point_noise_schedule(1 - share) for share in done] == pytest.approx([0.4, 0.2, 0.008, 0.0, 0.0, 0.0])
+
+
 def test_points_can_wait_for_the_regimes():
     rates = []
 
