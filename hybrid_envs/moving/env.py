@@ -79,7 +79,7 @@ class HybridMovingEnv(HybridEnv[MovingState]):
     Position, velocity, heading and progress carry gradients to state and b. There are kinks at the target's centre, at speed 0
     and where braking ends in speed 0. The bonus of 1, the malus of -1, the end of the episode and the indicator in the
     observation jump with the state and have no gradient: what b does to them is not in the pathwise term. HPO learns the end
-    of the episode through the regimes, and through the value of the state in which a rollout shorter than the episode ends.
+    of the episode through the regimes, and through the values of the states on the way there (``pathwise_lambda`` below 1).
     The progress that the pathwise term sees is a fair guide, since it sums to the distance covered; but it is silent on the
     field's edge, and in the last step off the field it is nil.
 
