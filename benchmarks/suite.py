@@ -4,7 +4,7 @@ Every problem at a small and a large size: HPO and HybridPPO with equal steps, a
     python -m benchmarks.suite [--envs ID ...] [--sizes small] [--seeds 0 1 2]
 
 Runs already in the folder are not repeated, so that the command can be stopped and started again. Rows of the table without
-runs in the folder stay as they are.
+runs in the folder stay as they are, and so does what they say of an algorithm without runs there.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def main() -> None:
     run_all(run, calls, args.jobs)
     before = published(args.out / "suite.csv")
     rows = [
-        summary(args.runs, problem, size) or before.get((problem.env_id, problem.arguments(size)))
+        summary(args.runs, problem, size, before.get((problem.env_id, problem.arguments(size)), {}))
         for problem, size in product(PROBLEMS, SIZES)
     ]
     report([row for row in rows if row], args.out)
@@ -111,19 +111,21 @@ def run(folder: Path, algo: str, problem: Problem, size: str, seed: int, iterati
     return kept(folder / f"{problem.env_id}_{size}_{algo}_{seed}.json", training)
 
 
-def summary(folder: Path, problem: Problem, size: str) -> dict[str, Any] | None:
+def summary(folder: Path, problem: Problem, size: str, before: dict[str, Any]) -> dict[str, Any]:
     """
-    :return: mean cost and half width of its 95 % interval over seeds for each algorithm, and the reference's cost; ``None``
-        without runs
+    :param before: the row as it was published
+    :return: mean cost and half width of its 95 % interval over seeds for each algorithm, and the reference's cost; what was
+        published of an algorithm without runs, but for the steps to match it, which take the curves of both
     """
     env_kwargs = getattr(problem, size)
-    row: dict[str, Any] = {"env": problem.env_id, "arguments": problem.arguments(size)}
     runs = {
         algo: [json.loads(file.read_text()) for file in sorted(folder.glob(f"{problem.env_id}_{size}_{algo}_*.json"))]
         for algo in ALGORITHMS
     }
     if not any(runs.values()):
-        return None
+        return before
+    row = {name: value for name, value in before.items() if name != "steps_to_match"}
+    row |= {"env": problem.env_id, "arguments": problem.arguments(size)}
     for algo, of_algo in runs.items():
         if of_algo:
             mean, half_width = mean_and_interval([run["cost"] for run in of_algo])

@@ -183,6 +183,17 @@ def test_rows_of_the_suite_without_runs_stay_as_they_are(tmp_path):
     assert (tmp_path / "suite.csv").read_text() == table.read_text()
 
 
+def test_a_row_of_the_suite_keeps_what_is_published_of_an_algorithm_without_runs(tmp_path):
+    (tmp_path / "HybridMoving-v0_small_hpo_0.json").write_text('{"cost": -1.5}')
+    (tmp_path / "HybridMoving-v0_small.json").write_text('{"reference_policy": "AlignAndStop", "reference": -1.9}')
+    problem = next(problem for problem in suite.PROBLEMS if problem.env_id == "HybridMoving-v0")
+    before = {"hpo_cost": -1.4, "hybrid_ppo_cost": -1.3, "hybrid_ppo_seeds": 3, "steps_to_match": 0.7}
+    row = suite.summary(tmp_path, problem, "small", before)
+    assert (row["hpo_cost"], row["hybrid_ppo_cost"], row["hybrid_ppo_seeds"], row["reference"]) == (-1.5, -1.3, 3, -1.9)
+    assert "steps_to_match" not in row
+    assert suite.summary(tmp_path, problem, "large", before) == before
+
+
 def test_the_papers_evidence_is_on_all_runs_that_are_there_and_repeats_none(tmp_path):
     runs, results = tmp_path / "runs", tmp_path / "results"
     folders = ("--runs", str(runs), "--out", str(results))
