@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from hybrid_envs.checks import check_switch
 
-__all__ = ["ALLOWED", "Allowed", "LateSchedule", "check_arguments", "check_policy", "make_schedule"]
+__all__ = ["ALLOWED", "Allowed", "LateSchedule", "QuadraticSchedule", "check_arguments", "check_policy", "make_schedule"]
 
 PROGRESS = np.linspace(1.0, 0.0, 101)
 """Shares of training left, at which a schedule has to be in its range."""
@@ -73,10 +73,24 @@ class LateSchedule:
         return self.peak * progress_remaining * min(1.0, (2.0 * (1.0 - progress_remaining)) ** 4)
 
 
+@dataclass(frozen=True)
+class QuadraticSchedule:
+    """
+    ``start`` times the square of what is left of training. As the entropy coefficient it lets regimes settle while their rate
+    lasts, and yet leave a choice that was wrong until the end.
+    """
+
+    start: float
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.start * progress_remaining**2
+
+
 EARLY_END = 0.5
 """Share of training after which ``"early_V"`` has fallen to 0."""
 NOTATIONS: dict[str, Callable[[float], Schedule]] = {
     "lin": lambda start: LinearSchedule(start, 0.0, 1.0),
+    "quad": QuadraticSchedule,
     "early": lambda start: LinearSchedule(start, 0.0, EARLY_END),
     "late": LateSchedule,
 }
@@ -282,7 +296,7 @@ def make_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
     """
     :param name: of the argument, one of :data:`ALLOWED`
     :param value: a constant, a schedule, ``"lin_V"`` for a linear decay from V to 0, ``"early_V"`` for one that ends after
-        half of training, or ``"late_V"`` (:class:`LateSchedule`)
+        half of training, ``"quad_V"`` (:class:`QuadraticSchedule`), or ``"late_V"`` (:class:`LateSchedule`)
     :raises ValueError: for anything else, and where it leaves the argument's range
     """
     given, allowed = value, ALLOWED[name]

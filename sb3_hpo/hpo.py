@@ -110,8 +110,8 @@ class HPO(HybridPPO):
     :param value_learning_rate: of the value network, likewise
     :param batch_size: PPO minibatch; a quarter of the iteration's data unless given
     :param max_grad_norm: gradients are clipped to this norm, separately for each of the three networks
-    :param ent_coef: entropy coefficient, a float, a schedule, ``"lin_V"``, or ``"early_V"`` for one that falls to 0 in the
-        first half of training, so that regimes can settle while their rate lasts
+    :param ent_coef: entropy coefficient, a float, a schedule, ``"lin_V"``, ``"quad_V"``, which falls with the square of what
+        is left of training, or ``"early_V"``, which is 0 in its second half
     :param ppo_kwargs: the arguments of :class:`stable_baselines3.PPO`
     :raises TypeError: if the environment has no ``step_torch``; HybridPPO needs none
     """
@@ -146,7 +146,7 @@ class HPO(HybridPPO):
         gamma: float = 0.99,
         gae_lambda: float = 0.96,
         clip_range: float | Schedule = 0.15,
-        ent_coef: float | str | Schedule = "early_0.2",
+        ent_coef: float | str | Schedule = "quad_0.2",
         vf_coef: float = 0.15,
         max_grad_norm: float = 0.5,
         target_kl: float | None = 0.015,

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import nn
 
-from sb3_hpo.arguments import PROGRESS, LateSchedule, make_schedule
+from sb3_hpo.arguments import PROGRESS, LateSchedule, QuadraticSchedule, make_schedule
 from sb3_hpo.safe_files.container import Reader, is_count, require_keys, shown
 
 ACTIVATIONS: dict[str, type] = {
@@ -92,7 +92,7 @@ def read_nonnegative(reader: Reader, name: str, required: bool) -> np.ndarray:
 
 def schedule(name: str, value: Any) -> Any:
     """
-    :return: a number, ``"lin_V"``, ``"late_V"``, or the three numbers of SB3's LinearSchedule
+    :return: a number, ``"lin_V"``, ``"quad_V"``, ``"late_V"``, or the three numbers of SB3's LinearSchedule
     :raises ValueError: naming the argument, for any other function
     """
     while isinstance(value, FloatSchedule):
@@ -105,6 +105,8 @@ def schedule(name: str, value: Any) -> Any:
         if (value.end, value.end_fraction) == (0.0, 1.0):
             return f"lin_{float(value.start)!r}"
         return {"start": float(value.start), "end": float(value.end), "end_fraction": float(value.end_fraction)}
+    if isinstance(value, QuadraticSchedule):
+        return f"quad_{float(value.start)!r}"
     if isinstance(value, LateSchedule):
         return f"late_{float(value.peak)!r}"
     values = np.array([value(float(left)) for left in PROGRESS])

@@ -112,7 +112,8 @@ def test_a_number_of_scenarios_that_is_none_is_refused(n_scenarios):
 @pytest.mark.parametrize("ent_coef", ["linear_0.5", "lin_", "lin_half", "0.5"])
 def test_a_schedule_that_cannot_be_read_is_refused_with_the_notation(algorithm, ent_coef):
     with pytest.raises(
-        ValueError, match=rf"ent_coef must be a number, a schedule, or one of 'lin_V', 'early_V', 'late_V', got '{ent_coef}'"
+        ValueError,
+        match=rf"ent_coef must be a number, a schedule, or one of 'lin_V', 'quad_V', 'early_V', 'late_V', got '{ent_coef}'",
     ):
         make(algorithm, ent_coef=ent_coef)
 
@@ -132,7 +133,7 @@ def test_a_negative_deviation_of_the_noise_is_refused_in_loading_too(tmp_path):
 @pytest.mark.parametrize("name", ["continuous_learning_rate", "value_learning_rate", "point_noise"])
 def test_a_schedule_of_hpo_that_cannot_be_read_is_refused_by_name(name):
     with pytest.raises(
-        ValueError, match=f"{name} must be a number, a schedule, or one of 'lin_V', 'early_V', 'late_V', got 'fast'"
+        ValueError, match=f"{name} must be a number, a schedule, or one of 'lin_V', 'quad_V', 'early_V', 'late_V', got 'fast'"
     ):
         make(HPO, **{name: "fast"})
 
@@ -156,7 +157,7 @@ NONSENSE = [  # argument, value, and what the error says is allowed
     *[("ent_coef", value, ">= 0") for value in (-0.1, NAN, INF, "lin_-1", lambda left: 1 - 2 * left)],
     *[("learning_rate", value, ">= 0") for value in (-1e-3, NAN, INF, "lin_nan", lambda left: NAN)],
     *[
-        ("learning_rate", value, "a number, a schedule, or one of 'lin_V', 'early_V', 'late_V'")
+        ("learning_rate", value, "a number, a schedule, or one of 'lin_V', 'quad_V', 'early_V', 'late_V'")
         for value in (None, True, [1e-3])
     ],
     *[("continuous_learning_rate", value, ">= 0") for value in (-1, NAN)],

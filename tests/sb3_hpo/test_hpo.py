@@ -497,6 +497,11 @@ def test_what_is_early_falls_to_0_in_the_first_half_of_training():
     assert [model.point_noise_schedule(1 - share) for share in done] == pytest.approx([0.4, 0.2, 0.008, 0.0, 0.0, 0.0])
 
 
+def test_the_entropy_coefficient_falls_with_the_square_of_what_is_left_of_training():
+    model = hpo(inventory())
+    assert [model.ent_coef_schedule(left) for left in (1.0, 0.5, 0.1, 0.0)] == pytest.approx([0.2, 0.05, 0.002, 0.0])
+
+
 def test_points_can_wait_for_the_regimes():
     rates = []
 
