@@ -323,6 +323,24 @@ def make_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
     return schedule
 
 
+def notation(schedule: Schedule) -> tuple[str, float] | None:
+    """
+    The way back from what :data:`NOTATIONS` makes.
+
+    :return: the prefix and V, ``None`` for any other function
+    """
+    match schedule:
+        case LinearSchedule(start=start, end=0.0, end_fraction=1.0):
+            return "lin", start
+        case LinearSchedule(start=start, end=0.0, end_fraction=end) if end == EARLY_END:
+            return "early", start
+        case QuadraticSchedule(start):
+            return "quad", start
+        case LateSchedule(peak):
+            return "late", peak
+    return None
+
+
 def argument_names(algorithm: type) -> set[str]:
     """
     :return: the names of all arguments of an algorithm, those included that it hands on to its base

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure, HParam
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 
 from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.evaluation import Choices, Policy, evaluate, policy_figure, reference_policy
-from sb3_hpo.arguments import EARLY_END, LateSchedule, QuadraticSchedule
+from sb3_hpo.arguments import notation
 from sb3_hpo.callback_tree import callback_tree, reads_arrays
 from sb3_hpo.gradients import ESTIMATORS, EstimatorOptions, measure_quality
 from sb3_hpo.hpo import HPO
@@ -314,14 +314,9 @@ def in_words(value: Any) -> str:
     schedule = value.value_schedule if isinstance(value, FloatSchedule) else value
     if isinstance(schedule, ConstantSchedule):
         return f"{schedule.val:g}"
-    if isinstance(schedule, LinearSchedule) and (schedule.end, schedule.end_fraction) == (0.0, 1.0):
-        return f"lin_{schedule.start:g}"
-    if isinstance(schedule, LinearSchedule) and (schedule.end, schedule.end_fraction) == (0.0, EARLY_END):
-        return f"early_{schedule.start:g}"
-    if isinstance(schedule, QuadraticSchedule):
-        return f"quad_{schedule.start:g}"
-    if isinstance(schedule, LateSchedule):
-        return f"late_{schedule.peak:g}"
+    if written := notation(schedule):
+        prefix, number = written
+        return f"{prefix}_{number:g}"
     return str(schedule)
 
 

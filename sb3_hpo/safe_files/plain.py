@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule
 from torch import nn
 
-from sb3_hpo.arguments import PROGRESS, LateSchedule, QuadraticSchedule, make_schedule
+from sb3_hpo.arguments import PROGRESS, make_schedule, notation
 from sb3_hpo.safe_files.container import Reader, is_count, require_keys, shown
 
 ACTIVATIONS: dict[str, type] = {
@@ -101,14 +101,11 @@ def schedule(name: str, value: Any) -> Any:
         return scalar(name, value)
     if isinstance(value, ConstantSchedule):
         return float(value.val)
-    if isinstance(value, LinearSchedule):
-        if (value.end, value.end_fraction) == (0.0, 1.0):
-            return f"lin_{float(value.start)!r}"
+    if isinstance(value, LinearSchedule) and (value.end, value.end_fraction) != (0.0, 1.0):
         return {"start": float(value.start), "end": float(value.end), "end_fraction": float(value.end_fraction)}
-    if isinstance(value, QuadraticSchedule):
-        return f"quad_{float(value.start)!r}"
-    if isinstance(value, LateSchedule):
-        return f"late_{float(value.peak)!r}"
+    if written := notation(value):
+        prefix, number = written
+        return f"{prefix}_{float(number)!r}"
     values = np.array([value(float(left)) for left in PROGRESS])
     if np.allclose(values, PROGRESS * values[0], rtol=1e-12, atol=0.0):  # rl_zoo3 has a class of its own for lin_V
         return f"lin_{float(values[0])!r}"

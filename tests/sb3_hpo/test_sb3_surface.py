@@ -213,7 +213,8 @@ def test_all_settings_of_hpo_survive_saving(tmp_path):
     model = make(HPO, **settings).learn(2 * ITERATION)
     model.save(tmp_path / "model")
     loaded = HPO.load(tmp_path / "model", environments())
-    for name in ("cross_term", "pathwise_weight", "pathwise_lambda", "normalize_reward", "component_max_grad_norm", "gamma"):
+    numbers = ("pathwise_weight", "pathwise_lambda", "component_max_grad_norm", "gamma", "batch_size")
+    for name in ("cross_term", "normalize_reward", *numbers):
         assert getattr(loaded, name) == getattr(model, name)
     assert same(continued(loaded), continued(model))
 
