@@ -282,6 +282,13 @@ class ZooManager(ExperimentManager):
                     ) from error
         return hyperparams, saved
 
+    @staticmethod
+    def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
+        # rl_zoo3 takes any text for "lin_V", whatever stands before the V.
+        texts = [key for key in SCHEDULES if isinstance(hyperparams.get(key), str)]
+        schedules = {key: make_schedule(key, hyperparams.pop(key)) for key in texts}
+        return ExperimentManager._preprocess_schedules(hyperparams) | schedules
+
     def _preprocess_hyperparams(
         self, hyperparams: dict[str, Any]
     ) -> tuple[dict[str, Any], Callable[..., Any] | None, list[BaseCallback], Callable[..., Any] | None]:
