@@ -149,9 +149,9 @@ def test_training_goes_on_from_a_model_with_the_rates_that_are_given(folder, tmp
 
 
 def test_a_schedule_decays_as_its_text_says(tmp_path):
-    arguments = ("train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items:1", "horizon:2", "-n", "8", "--eval-freq", "-1")
+    arguments = ("train", "--algo", "hpo", "--env", ID, "--env-kwargs", "n_items:1", "horizon:2", "-n", "8")
     texts = ("n_envs:4", "learning_rate:'quad_4e-3'", "continuous_learning_rate:'lin_4e-3'", "clip_range:'quad_0.2'")
-    main([*arguments, "-params", *texts, "-f", str(tmp_path), "--verbose", "0"])
+    main([*arguments, "--eval-freq", "-1", "-params", *texts, "-f", str(tmp_path), "--verbose", "0"])
     model = HPO.load(tmp_path / "hpo" / f"{ID}_1" / f"{ID}.zip")
     assert model.lr_schedule(0.5) == pytest.approx(1e-3)
     assert model.component_learning_rates["continuous"](0.5) == pytest.approx(2e-3)
