@@ -120,8 +120,7 @@ class HPO(HybridPPO):
     policy: DeterministicPointPolicy
     stochastic_point = False
     horizon_values = (True, False, "bounded")
-    running_estimates: ClassVar = ("cross_weight", "cross_signal", "cross_power", "reward_scale")
-    """What changes in training beside SB3's own counters; checkpoints keep it."""
+    running_estimates = ("cross_weight", "cross_signal", "cross_power", "reward_scale")
 
     def __init__(
         self,
@@ -153,7 +152,7 @@ class HPO(HybridPPO):
         **ppo_kwargs: Any,
     ):
         own: dict[str, Any] = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "credit": credit}
-        own |= {"normalize_reward": normalize_reward, "cross_term": cross_term, "pathwise_lambda": pathwise_lambda}
+        own |= {"cross_term": cross_term, "pathwise_lambda": pathwise_lambda}
         own |= {"gradient_checkpointing": gradient_checkpointing}
         check_arguments(own)
         if env is not None:
@@ -168,12 +167,10 @@ class HPO(HybridPPO):
         self.n_scenarios = n_scenarios
         self.cross_term = cross_term
         self.cross_weight, self.cross_signal, self.cross_power = 1.0, 0.0, 0.0
-        self.reward_scale = 1.0  # of the last rollout: the unit of values
         self.pathwise_weight = pathwise_weight
         self.pathwise_lambda = pathwise_lambda
         self.credit = credit
         self.point_noise_schedule = make_schedule("point_noise", point_noise)
-        self.normalize_reward = normalize_reward
         self.gradient_checkpointing = gradient_checkpointing
         self.component_max_grad_norm = max_grad_norm
         super().__init__(
@@ -184,6 +181,7 @@ class HPO(HybridPPO):
             continuous_learning_rate=continuous_learning_rate,
             value_learning_rate=value_learning_rate,
             value_beyond_horizon=value_beyond_horizon,
+            normalize_reward=normalize_reward,
             batch_size=batch_size or 64,
             n_epochs=n_epochs,
             gamma=gamma,

@@ -1,5 +1,6 @@
 """PPO on ``Tuple(Discrete, Box)`` actions: the model-free baseline."""
 
+from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -52,6 +53,11 @@ class HybridPPO(SharedPPO, TupleActions):
     :param value_beyond_horizon: whether the value network judges what would follow an episode that stops at its horizon, as in
         SB3. With False nothing follows: where costs grow without limit under a policy that has not learned yet, the value of
         what follows is larger than all that was seen, and wrong
+    :param point_std: standard deviation of b, in units of ``action_scale``, likewise, or ``"exp_V"`` for one that falls from V
+        to a tenth of it (:class:`~sb3_hpo.arguments.GeometricSchedule`); learned unless given
+    :param normalize_reward: whether rewards and values are in units of the standard deviation of the last rollout's returns,
+        and values standardised as HPO does it (PopArt). VecNormalize's unit is that of all returns since training began: where
+        the first policies' are a thousand times as large as the last ones', values learn nothing in it
     :param ratio: what PPO's probability ratio is of, and so what is clipped: the whole action (``"joint"``), or each of its
         components apart (``"component"``: a factor of the regime, or the coordinates of b that answer to one). Then the losses
         and the KL divergence are means over components. Unless given, ``"component"`` with several factors, else ``"joint"``
@@ -69,6 +75,8 @@ class HybridPPO(SharedPPO, TupleActions):
     """Whether the algorithm explores with a Gaussian point; its policy has to do as it does."""
     horizon_values: ClassVar[tuple[Any, ...]] = (True, False)
     """What ``value_beyond_horizon`` may be."""
+    running_estimates: ClassVar[tuple[str, ...]] = ("reward_scale",)
+    """What changes in training beside SB3's own counters; checkpoints keep it."""
 
     def __init__(
         self,
@@ -79,14 +87,21 @@ class HybridPPO(SharedPPO, TupleActions):
         continuous_learning_rate: float | str | Schedule | None = None,
         value_learning_rate: float | str | Schedule | None = None,
         ent_coef: float | str | Schedule = 0.0,
+        point_std: float | str | Schedule | None = None,
         value_beyond_horizon: bool | Literal["bounded"] = True,
+        normalize_reward: bool = False,
         ratio: Literal["joint", "component"] | None = None,
         **ppo_kwargs: Any,
     ):
-        check_arguments(ppo_kwargs | {"ratio": ratio})
+        check_arguments(ppo_kwargs | {"ratio": ratio, "normalize_reward": normalize_reward})
         check_policy(type(self), policy, ppo_kwargs.get("policy_kwargs"))
         check_choice("value_beyond_horizon", value_beyond_horizon, self.horizon_values)
+        if point_std is not None and not self.stochastic_point:
+            raise ValueError(f"point_std must be None: {type(self).__name__}'s point has no density, got {point_std!r}")
         self.ratio = ratio
+        self.normalize_reward = normalize_reward
+        self.reward_scale = 1.0  # the unit of values
+        self.point_std_schedule = None if point_std is None else make_schedule("point_std", point_std)
         self.value_beyond_horizon = value_beyond_horizon
         self.component_learning_rates = schedules({"continuous": continuous_learning_rate, "value": value_learning_rate})
         self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
@@ -141,8 +156,10 @@ class HybridPPO(SharedPPO, TupleActions):
     ) -> bool:
         masked = env.has_attr("action_masks")
         rollout_buffer.action_dim = packed_size(self.action_space, masked)  # its arrays are made anew for every rollout
-        if not masked:
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        if self.point_std_schedule is not None:
+            self.policy.fix_std(self.point_std_schedule(self._current_progress_remaining))
+        assert isinstance(env, HybridActionWrapper)
+        env.reward_unit = self.reward_scale
 
         def ask_for_masks(policy: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             masks = np.stack(env.env_method("action_masks"))
@@ -150,8 +167,22 @@ class HybridPPO(SharedPPO, TupleActions):
 
         # SB3 calls self.policy(obs) once a step. The hook adds the masks to that call, as long as the rollout lasts; so SB3's
         # rollout need not be written anew, and the policy remains a function of its arguments.
-        with self.policy.register_forward_pre_hook(ask_for_masks, with_kwargs=True):
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        with self.policy.register_forward_pre_hook(ask_for_masks, with_kwargs=True) if masked else nullcontext():
+            goes_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        if goes_on and self.normalize_reward:
+            self._change_unit(rollout_buffer)
+        return goes_on
+
+    def _change_unit(self, rollout_buffer: RolloutBuffer) -> None:
+        """Make the standard deviation of this rollout's returns the unit of rewards and values."""
+        value, returns = self.policy.component("value"), rollout_buffer.returns
+        mean, std = float(returns.mean()), float(returns.std()) + 1e-8
+        value.rescale(mean, std)
+        value.mean /= std
+        value.std /= std
+        for name in ("rewards", "values", "returns", "advantages"):
+            setattr(rollout_buffer, name, getattr(rollout_buffer, name) / std)
+        self.reward_scale *= std
 
     def _update_info_buffer(self, infos: list[dict[str, Any]], dones: np.ndarray | None = None) -> None:
         super()._update_info_buffer(infos, dones)
@@ -186,6 +217,8 @@ class HybridPPO(SharedPPO, TupleActions):
         # SB3 writes the arguments given here into attributes of their names; these two are, or are derived from, schedules.
         if "learning_rate" in kwargs:
             kwargs["learning_rate"] = make_schedule("learning_rate", kwargs["learning_rate"])
+        if kwargs.get("point_std") is not None:
+            kwargs["point_std_schedule"] = make_schedule("point_std", kwargs.pop("point_std"))
         if "ent_coef" in kwargs:
             kwargs["ent_coef_schedule"] = make_schedule("ent_coef", kwargs.pop("ent_coef"))
         if "value_beyond_horizon" in kwargs:

@@ -1,5 +1,6 @@
 """Actor-critic policies for hybrid actions: three networks that share no parameter."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, cast
@@ -378,6 +379,13 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         blocks = len(np.unique(self.factors.factor_of)) if self.stochastic_point else 0
         apart = self.by_component and (self.factors.many or self.stochastic_point)
         return self.factors.n_factors + blocks if apart else None
+
+    @torch.no_grad()
+    def fix_std(self, std: float) -> None:
+        """
+        :param std: standard deviation of b, in units of ``action_scale``, which from now on is not learned
+        """
+        self.log_std.requires_grad_(False).fill_(math.log(std))
 
     # ---- the three functions of the state ----------------------------------------------------------------------------
 

@@ -231,13 +231,14 @@ class HybridActionWrapper(VecEnvWrapper):
     """
     Turns the packed actions of SB3's rollout, an array of shape ``(n_envs, m + n)``, or ``(n_envs, m + n + ΣJ_f)`` with masks,
     into one ``(x, b)`` per environment, with b clipped to the bounds of its regime as SB3 clips Box actions to the Box. Other
-    actions pass unchanged.
+    actions pass unchanged. Rewards are divided by ``reward_unit``, which is 1 until it is set.
 
     :param venv: any VecEnv whose action space is ``Tuple(Discrete, Box)``
     """
 
     def __init__(self, venv: VecEnv):
         super().__init__(venv)
+        self.reward_unit = 1.0
         self.action_bounds, self.factors = box_bounds(venv.action_space), factors_of(venv.action_space)
         if venv.has_attr("action_bounds"):
             self.action_bounds = venv.get_attr("action_bounds")[0]
@@ -250,7 +251,8 @@ class HybridActionWrapper(VecEnvWrapper):
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        return self.venv.step_wait()
+        observations, rewards, dones, infos = self.venv.step_wait()
+        return observations, rewards / self.reward_unit, dones, infos
 
     def reset(self) -> VecEnvObs:
         return self.venv.reset()

@@ -29,10 +29,10 @@ ALGORITHMS: dict[str, type[HybridPPO]] = {"HPO": HPO, "HybridPPO": HybridPPO}
 ARGUMENTS = (
     *("batch_size", "clip_range", "clip_range_vf", "ent_coef", "gae_lambda", "gamma", "learning_rate", "max_grad_norm"),
     *("n_epochs", "n_steps", "normalize_advantage", "ratio", "seed", "stats_window_size", "target_kl", "verbose", "vf_coef"),
-    *("continuous_learning_rate", "value_beyond_horizon", "value_learning_rate"),
+    *("continuous_learning_rate", "normalize_reward", "point_std", "value_beyond_horizon", "value_learning_rate"),
 )
 HPO_ARGUMENTS = (
-    *("credit", "cross_term", "gradient_checkpointing", "n_scenarios", "normalize_reward"),
+    *("credit", "cross_term", "gradient_checkpointing", "n_scenarios"),
     *("pathwise_lambda", "pathwise_weight", "point_noise"),
 )
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
@@ -187,7 +187,11 @@ def _describe(model: HybridPPO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         for key, value in state.items():
             tensors[f"optimizer.{i}.{key}"] = value.detach().cpu().numpy()
     values: dict[str, Any] = {name: getattr(model, name, None) for name in _argument_names(type(model))}
-    values |= {"ent_coef": model.ent_coef_schedule, "stats_window_size": model._stats_window_size}
+    values |= {
+        "point_std": model.point_std_schedule,
+        "ent_coef": model.ent_coef_schedule,
+        "stats_window_size": model._stats_window_size,
+    }
     rates = model.component_learning_rates
     values |= {f"{name}_learning_rate": rates.get(name) for name in ("continuous", "value")}
     if isinstance(model, HPO):

@@ -65,6 +65,7 @@ SCHEDULES = (
     "continuous_learning_rate",
     "value_learning_rate",
     "point_noise",
+    "point_std",
 )
 
 

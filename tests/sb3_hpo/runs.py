@@ -92,6 +92,10 @@ def hybrid_ppo_normalized() -> HybridPPO:
     return hybrid_ppo(VecNormalize(make_vec_env(inventory, 3)), learning_rate="lin_3e-3")
 
 
+def hybrid_ppo_own_unit() -> HybridPPO:
+    return hybrid_ppo(normalize_reward=True, point_std="exp_0.5")
+
+
 def hybrid_ppo_subprocesses() -> HybridPPO:
     return hybrid_ppo(VecNormalize(make_vec_env(inventory, 2, **FORK)))
 
@@ -123,6 +127,7 @@ RUNS: dict[str, Callable[[], PPO]] = {
     "HybridPPO, DummyVecEnv": hybrid_ppo,
     "HybridPPO, several factors": hybrid_ppo_factors,
     "HybridPPO, VecNormalize": hybrid_ppo_normalized,
+    "HybridPPO, unit of its own": hybrid_ppo_own_unit,
     "HybridPPO, SubprocVecEnv": hybrid_ppo_subprocesses,
     "PPO, flat actions, time limit": stock_ppo,
 }

@@ -20,6 +20,8 @@ from tests.sb3_hpo.environments import PurseEnv, TargetEnv
 
 ID, SMALL = "HybridInventory-v0", {"n_items": 2, "horizon": 10}
 NET = {"net_arch": [8]}
+TEXTS = "'lin_V', 'quad_V', 'early_V', 'late_V', 'exp_V'"
+"""How schedules can be written."""
 
 
 @pytest.fixture(params=[HPO, HybridPPO])
@@ -113,7 +115,7 @@ def test_a_number_of_scenarios_that_is_none_is_refused(n_scenarios):
 def test_a_schedule_that_cannot_be_read_is_refused_with_the_notation(algorithm, ent_coef):
     with pytest.raises(
         ValueError,
-        match=rf"ent_coef must be a number, a schedule, or one of 'lin_V', 'quad_V', 'early_V', 'late_V', got '{ent_coef}'",
+        match=rf"ent_coef must be a number, a schedule, or one of {TEXTS}, got '{ent_coef}'",
     ):
         make(algorithm, ent_coef=ent_coef)
 
@@ -133,7 +135,8 @@ def test_a_negative_deviation_of_the_noise_is_refused_in_loading_too(tmp_path):
 @pytest.mark.parametrize("name", ["continuous_learning_rate", "value_learning_rate", "point_noise"])
 def test_a_schedule_of_hpo_that_cannot_be_read_is_refused_by_name(name):
     with pytest.raises(
-        ValueError, match=f"{name} must be a number, a schedule, or one of 'lin_V', 'quad_V', 'early_V', 'late_V', got 'fast'"
+        ValueError,
+        match=f"{name} must be a number, a schedule, or one of {TEXTS}, got 'fast'",
     ):
         make(HPO, **{name: "fast"})
 
@@ -156,11 +159,9 @@ NONSENSE = [  # argument, value, and what the error says is allowed
     *[("target_kl", value, "> 0 or None") for value in (-1, 0, NAN, "0.01")],
     *[("ent_coef", value, ">= 0") for value in (-0.1, NAN, INF, "lin_-1", lambda left: 1 - 2 * left)],
     *[("learning_rate", value, ">= 0") for value in (-1e-3, NAN, INF, "lin_nan", lambda left: NAN)],
-    *[
-        ("learning_rate", value, "a number, a schedule, or one of 'lin_V', 'quad_V', 'early_V', 'late_V'")
-        for value in (None, True, [1e-3])
-    ],
+    *[("learning_rate", value, f"a number, a schedule, or one of {TEXTS}") for value in (None, True, [1e-3])],
     *[("continuous_learning_rate", value, ">= 0") for value in (-1, NAN)],
+    *[("normalize_reward", value, "True or False") for value in ("yes", NAN)],
     *[("value_learning_rate", value, ">= 0") for value in (-1, INF, "lin_-1")],
     *[("value_beyond_horizon", value, "True") for value in ("no", NAN, 1, None)],
     *[("stats_window_size", value, "an integer >= 1") for value in (0, 1.5)],
@@ -177,7 +178,6 @@ NONSENSE_OF_HPO = [
     *[("pathwise_weight", value, ">= 0") for value in (-1, NAN, INF, "1", None)],
     *[("pathwise_lambda", value, r"in \(0, 1\]") for value in (0, -0.5, 1.5, NAN, "1", None)],
     *[("point_noise", value, ">= 0") for value in (NAN, INF, lambda left: -left)],
-    *[("normalize_reward", value, "True or False") for value in ("yes", NAN)],
     *[("cross_term", value, "True, False or 'auto'") for value in ("Auto", NAN, 1, None)],
 ]
 NONSENSE_OF_THE_POLICY = [
@@ -222,6 +222,17 @@ def test_a_value_that_makes_no_sense_is_refused_by_name_by_both_algorithms(algor
 def test_a_value_that_makes_no_sense_is_refused_by_name_by_hpo(name, value, allowed):
     with refuses(name, value, allowed):
         make(HPO, **{name: value})
+
+
+@pytest.mark.parametrize("std", [0, -1, NAN, "early_0.5"])
+def test_a_standard_deviation_is_above_zero(std):
+    with refuses("point_std", std, "> 0"):
+        make(HybridPPO, point_std=std)
+
+
+def test_a_point_without_a_density_has_no_standard_deviation():
+    with pytest.raises(ValueError, match=r"point_std must be None: HPO's point has no density, got 'exp_0\.5'"):
+        make(HPO, point_std="exp_0.5")
 
 
 def test_hybrid_ppo_does_not_bound_what_follows_the_horizon(model_files):

@@ -5,12 +5,14 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecNormalize
 
 from sb3_hpo import HybridPPO
 from tests.sb3_hpo.environments import DriftEnv, TargetEnv
+from tests.sb3_hpo.runs import inventory
 
 SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 2, "seed": 0, "policy_kwargs": {"net_arch": [16]}}
 
@@ -205,6 +207,36 @@ def test_with_one_regime_and_vanishing_noise_rollouts_are_those_of_ppo():
     assert (stock["episode_starts"][1:] == 1).any()  # an episode has ended within
     for name in ("observations", "rewards", "values", "episode_starts", "advantages", "returns"):
         np.testing.assert_allclose(hybrid[name], stock[name], atol=1e-5, err_msg=name)
+
+
+def test_a_change_of_unit_changes_neither_values_nor_advantages(monkeypatch):
+    """Two rollouts without training: in the unit of their own, returns have deviation 1, and all else is what it was."""
+    monkeypatch.setattr(PPO, "train", lambda self: None)
+    arrays, units = [], []
+    for own_unit in (False, True):
+        model = HybridPPO("MlpPolicy", make_vec_env(inventory, 2), normalize_reward=own_unit, **SMALL).learn(64)
+        buffer = model.rollout_buffer
+        of_network = model.policy.predict_values(torch.as_tensor(buffer.observations).flatten(0, 1)).detach().numpy()
+        arrays.append((buffer.rewards, buffer.values, buffer.returns, buffer.advantages, of_network))
+        units.append(model.reward_scale)
+    assert units[0] == 1 and units[1] > 20
+    assert buffer.returns.std() == pytest.approx(1.0, rel=1e-4)
+    for as_given, in_unit in zip(*arrays, strict=True):
+        np.testing.assert_allclose(units[1] * in_unit, as_given, rtol=1e-3, atol=1e-3)
+
+
+def test_the_standard_deviation_of_points_follows_its_schedule_and_is_not_learned():
+    model = HybridPPO("MlpPolicy", DriftEnv(flat=False), point_std="exp_2.0", **SMALL)
+    seen = []
+
+    def look(_locals, _globals):
+        seen.append(float(model.policy.log_std.exp().mean()))
+        return True
+
+    model.learn(4 * 16, look)
+    assert seen[::16] == pytest.approx([2.0 * 0.1**share for share in (0, 0.25, 0.5, 0.75)])
+    assert seen[15] == seen[0]
+    assert model.policy.log_std.grad is None
 
 
 def test_nothing_follows_the_horizon_if_asked_for():
