@@ -134,6 +134,7 @@ ALLOWED = {
     "target_kl": Allowed(float, 0, above=True, optional=True),
     "normalize_advantage": SWITCH,
     "normalize_reward": SWITCH,
+    "clip_networks": SWITCH,
     "gradient_checkpointing": SWITCH,
     "use_sde": SWITCH,
     "sde_sample_freq": Allowed(int, -1),

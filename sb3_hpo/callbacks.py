@@ -291,7 +291,7 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "ent_coef": model.ent_coef_schedule,
         "clip_range": model.clip_range,
         "target_kl": model.target_kl,
-        "max_grad_norm": getattr(model, "component_max_grad_norm", model.max_grad_norm),
+        "max_grad_norm": model.norm_limit,
         "value_beyond_horizon": model.value_beyond_horizon,
         "cross_term": getattr(model, "cross_term", False),
         "point_noise": getattr(model, "point_noise_schedule", 0.0),

@@ -1,7 +1,6 @@
 """Hybrid Policy Optimization: mixed gradients through a differentiable simulator."""
 
 import math
-from collections import defaultdict
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -21,7 +20,7 @@ from hybrid_envs.checks import check_count, to_numpy
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.spaces import HybridAction, append_mask, pack, packed_size
 from sb3_hpo import ranks
-from sb3_hpo.arguments import check_argument, check_arguments, make_schedule
+from sb3_hpo.arguments import check_arguments, make_schedule
 from sb3_hpo.buffers import HybridRolloutBuffer
 from sb3_hpo.callback_tree import reads_arrays
 from sb3_hpo.credit import Decision, counterfactual_baseline, joined
@@ -172,7 +171,6 @@ class HPO(HybridPPO):
         self.credit = credit
         self.point_noise_schedule = make_schedule("point_noise", point_noise)
         self.gradient_checkpointing = gradient_checkpointing
-        self.component_max_grad_norm = max_grad_norm
         super().__init__(
             policy,
             env,
@@ -191,9 +189,8 @@ class HPO(HybridPPO):
             vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             target_kl=target_kl,
-            **ppo_kwargs,
+            **{"clip_networks": True} | ppo_kwargs,
         )
-        self.max_grad_norm = math.inf  # SB3 would clip all networks together; each has its own limit here
 
     def _setup_model(self) -> None:
         if self.env is not None:
@@ -201,7 +198,6 @@ class HPO(HybridPPO):
         super()._setup_model()
         self.counterfactual = self._credits_factors()
         self._live: LiveRollout | None = None
-        self._gradient_norms: dict[str, list[float]] = defaultdict(list)
 
     def _credits_factors(self) -> bool:
         """
@@ -226,9 +222,6 @@ class HPO(HybridPPO):
         self._update_learning_rate(self.policy.optimizer)
         self._mixed_gradient_step()
         super().train()
-        for name, norms in self._gradient_norms.items():
-            self.logger.record(f"train/grad_norm/{name}", np.mean(norms))
-        self._gradient_norms.clear()
 
     def _mixed_gradient_step(self) -> None:
         """One step of κ along Theorem 1's gradient: the pathwise term plus, through live states, the cross term."""
@@ -488,23 +481,8 @@ class HPO(HybridPPO):
     def _iteration(self) -> int:
         return self.num_timesteps // (self.n_steps * self.n_envs)
 
-    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip each network's gradient on its own."""
-        for group in optimizer.param_groups:
-            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
-            total = torch.nn.utils.get_total_norm(gradients)
-            norm = float(total)
-            if not math.isfinite(norm):
-                raise FloatingPointError(
-                    f"the gradient of the {group['name']} network has norm {norm} at {self.num_timesteps} steps"
-                )
-            if norm > self.component_max_grad_norm:
-                torch.nn.utils.clip_grads_with_norm_(group["params"], self.component_max_grad_norm, total)
-            if norm > 0:
-                self._gradient_norms[group["name"]].append(norm)
-
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_live", "_gradient_norms"]
+        return [*super()._excluded_save_params(), "_live"]
 
     def learn(
         self,
@@ -535,9 +513,6 @@ class HPO(HybridPPO):
             env = simulated(env, data["n_envs"])
         if "point_noise" in kwargs:
             kwargs["point_noise_schedule"] = make_schedule("point_noise", kwargs.pop("point_noise"))
-        if "max_grad_norm" in kwargs:
-            check_argument("max_grad_norm", kwargs["max_grad_norm"])
-            kwargs["component_max_grad_norm"] = kwargs.pop("max_grad_norm")
         return super().load(path, env, *args, **kwargs)
 
 

@@ -1,9 +1,12 @@
 """PPO on ``Tuple(Discrete, Box)`` actions: the model-free baseline."""
 
+import math
+from collections import defaultdict
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -58,6 +61,9 @@ class HybridPPO(SharedPPO, TupleActions):
     :param normalize_reward: whether rewards and values are in units of the standard deviation of the last rollout's returns,
         and values standardised as HPO does it (PopArt). VecNormalize's unit is that of all returns since training began: where
         the first policies' are a thousand times as large as the last ones', values learn nothing in it
+    :param clip_networks: whether ``max_grad_norm`` bounds the gradient of each of the three networks, which share no
+        parameter, as in HPO; else that of all together, as in SB3: there errors of the value network make steps of the policy
+        shorter
     :param ratio: what PPO's probability ratio is of, and so what is clipped: the whole action (``"joint"``), or each of its
         components apart (``"component"``: a factor of the regime, or the coordinates of b that answer to one). Then the losses
         and the KL divergence are means over components. Unless given, ``"component"`` with several factors, else ``"joint"``
@@ -90,23 +96,46 @@ class HybridPPO(SharedPPO, TupleActions):
         point_std: float | str | Schedule | None = None,
         value_beyond_horizon: bool | Literal["bounded"] = True,
         normalize_reward: bool = False,
+        clip_networks: bool = False,
         ratio: Literal["joint", "component"] | None = None,
         **ppo_kwargs: Any,
     ):
-        check_arguments(ppo_kwargs | {"ratio": ratio, "normalize_reward": normalize_reward})
+        own = {"ratio": ratio, "normalize_reward": normalize_reward, "clip_networks": clip_networks}
+        check_arguments(ppo_kwargs | own)
         check_policy(type(self), policy, ppo_kwargs.get("policy_kwargs"))
         check_choice("value_beyond_horizon", value_beyond_horizon, self.horizon_values)
-        if point_std is not None and not self.stochastic_point:
-            raise ValueError(f"point_std must be None: {type(self).__name__}'s point has no density, got {point_std!r}")
         self.ratio = ratio
         self.normalize_reward = normalize_reward
         self.reward_scale = 1.0  # the unit of values
-        self.point_std_schedule = None if point_std is None else make_schedule("point_std", point_std)
+        self.point_std_schedule = self._make_std_schedule(point_std)
         self.value_beyond_horizon = value_beyond_horizon
         self.component_learning_rates = schedules({"continuous": continuous_learning_rate, "value": value_learning_rate})
         self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
         learning_rate = make_schedule("learning_rate", learning_rate)
         super().__init__(policy, env, learning_rate=learning_rate, ent_coef=self.ent_coef_schedule(1.0), **ppo_kwargs)
+        self._limit_gradients(self.max_grad_norm, clip_networks)
+
+    @classmethod
+    def _make_std_schedule(cls, point_std: float | str | Schedule | None) -> FloatSchedule | None:
+        if point_std is None:
+            return None
+        if not cls.stochastic_point:
+            raise ValueError(f"point_std must be None: {cls.__name__}'s point has no density, got {point_std!r}")
+        return make_schedule("point_std", point_std)
+
+    def _limit_gradients(self, max_grad_norm: float, clip_networks: bool) -> None:
+        if not (clip_networks or self.stochastic_point):
+            raise ValueError(
+                f"clip_networks must be True: {type(self).__name__}'s networks take steps apart, got {clip_networks}"
+            )
+        self.clip_networks = clip_networks
+        self.component_max_grad_norm = max_grad_norm if clip_networks else math.inf
+        self.max_grad_norm = math.inf if clip_networks else max_grad_norm
+
+    @property
+    def norm_limit(self) -> float:
+        """``max_grad_norm`` as it was given."""
+        return min(self.max_grad_norm, self.component_max_grad_norm)
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
@@ -138,6 +167,7 @@ class HybridPPO(SharedPPO, TupleActions):
         if isinstance(self.rollout_buffer, HybridRolloutBuffer):
             self.rollout_buffer.n_components = self.policy.n_components
             self.rollout_buffer.reset()
+        self._gradient_norms: dict[str, list[float]] = defaultdict(list)
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         super().set_env(env, force_reset)
@@ -217,8 +247,8 @@ class HybridPPO(SharedPPO, TupleActions):
         # SB3 writes the arguments given here into attributes of their names; these two are, or are derived from, schedules.
         if "learning_rate" in kwargs:
             kwargs["learning_rate"] = make_schedule("learning_rate", kwargs["learning_rate"])
-        if kwargs.get("point_std") is not None:
-            kwargs["point_std_schedule"] = make_schedule("point_std", kwargs.pop("point_std"))
+        if "point_std" in kwargs:
+            kwargs["point_std_schedule"] = cls._make_std_schedule(kwargs.pop("point_std"))
         if "ent_coef" in kwargs:
             kwargs["ent_coef_schedule"] = make_schedule("ent_coef", kwargs.pop("ent_coef"))
         if "value_beyond_horizon" in kwargs:
@@ -226,7 +256,9 @@ class HybridPPO(SharedPPO, TupleActions):
         own_rates = [name for name in ("continuous", "value") if f"{name}_learning_rate" in kwargs]
         given = {name: kwargs.pop(f"{name}_learning_rate") for name in own_rates}
         replaced = schedules(given)
+        limit, apart = kwargs.pop("max_grad_norm", None), kwargs.pop("clip_networks", None)
         model = super().load(path, env, *args, **kwargs)
+        model._limit_gradients(model.norm_limit if limit is None else limit, model.clip_networks if apart is None else apart)
         kept = {name: rate for name, rate in model.component_learning_rates.items() if name not in given}
         model.component_learning_rates = kept | replaced
         return model
@@ -234,6 +266,29 @@ class HybridPPO(SharedPPO, TupleActions):
     def train(self) -> None:
         self.ent_coef = self.ent_coef_schedule(self._current_progress_remaining)
         super().train()
+        for name, norms in self._gradient_norms.items():
+            self.logger.record(f"train/grad_norm/{name}", np.mean(norms))
+        self._gradient_norms.clear()
+
+    def _clip_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.clip_networks:
+            super()._clip_gradients(optimizer)
+            return
+        for group in optimizer.param_groups:
+            gradients = [parameter.grad for parameter in group["params"] if parameter.grad is not None]
+            total = torch.nn.utils.get_total_norm(gradients)
+            norm = float(total)
+            if not math.isfinite(norm):
+                raise FloatingPointError(
+                    f"the gradient of the {group['name']} network has norm {norm} at {self.num_timesteps} steps"
+                )
+            if norm > self.component_max_grad_norm:
+                torch.nn.utils.clip_grads_with_norm_(group["params"], self.component_max_grad_norm, total)
+            if norm > 0:
+                self._gradient_norms[group["name"]].append(norm)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_gradient_norms"]
 
 
 def schedules(rates: dict[str, Any]) -> dict[str, FloatSchedule]:

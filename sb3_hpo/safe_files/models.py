@@ -29,7 +29,8 @@ ALGORITHMS: dict[str, type[HybridPPO]] = {"HPO": HPO, "HybridPPO": HybridPPO}
 ARGUMENTS = (
     *("batch_size", "clip_range", "clip_range_vf", "ent_coef", "gae_lambda", "gamma", "learning_rate", "max_grad_norm"),
     *("n_epochs", "n_steps", "normalize_advantage", "ratio", "seed", "stats_window_size", "target_kl", "verbose", "vf_coef"),
-    *("continuous_learning_rate", "normalize_reward", "point_std", "value_beyond_horizon", "value_learning_rate"),
+    *("clip_networks", "continuous_learning_rate", "normalize_reward", "point_std", "value_beyond_horizon"),
+    "value_learning_rate",
 )
 HPO_ARGUMENTS = (
     *("credit", "cross_term", "gradient_checkpointing", "n_scenarios"),
@@ -192,11 +193,11 @@ def _describe(model: HybridPPO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "ent_coef": model.ent_coef_schedule,
         "stats_window_size": model._stats_window_size,
     }
+    values["max_grad_norm"] = model.norm_limit
     rates = model.component_learning_rates
     values |= {f"{name}_learning_rate": rates.get(name) for name in ("continuous", "value")}
     if isinstance(model, HPO):
-        values |= {"max_grad_norm": model.component_max_grad_norm, "point_noise": model.point_noise_schedule}
-        values["n_scenarios"] = model.n_envs
+        values |= {"n_scenarios": model.n_envs, "point_noise": model.point_noise_schedule}
     description = {
         "algorithm": type(model).__name__,
         "policy": policies[type(model.policy)],

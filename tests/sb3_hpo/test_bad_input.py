@@ -235,6 +235,14 @@ def test_a_point_without_a_density_has_no_standard_deviation():
         make(HPO, point_std="exp_0.5")
 
 
+def test_hpo_clips_its_networks_apart(model_files):
+    message = "clip_networks must be True: HPO's networks take steps apart, got False"
+    with pytest.raises(ValueError, match=message):
+        make(HPO, clip_networks=False)
+    with pytest.raises(ValueError, match=message):
+        HPO.load(model_files / "HPO", small(), clip_networks=False)
+
+
 def test_hybrid_ppo_does_not_bound_what_follows_the_horizon(model_files):
     with refuses("value_beyond_horizon", "bounded", "True or False"):
         make(HybridPPO, value_beyond_horizon="bounded")

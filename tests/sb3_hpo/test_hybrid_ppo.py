@@ -239,6 +239,25 @@ def test_the_standard_deviation_of_points_follows_its_schedule_and_is_not_learne
     assert model.policy.log_std.grad is None
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_gradients_are_clipped_together_or_network_by_network(apart):
+    limit, norms = 1e-3, []
+    model = HybridPPO("MlpPolicy", make_vec_env(inventory, 2), clip_networks=apart, max_grad_norm=limit, **SMALL)
+
+    def note(optimizer, _args, _kwargs):
+        of_group = [[parameter.grad for parameter in group["params"]] for group in optimizer.param_groups]
+        norms.append([float(torch.nn.utils.get_total_norm(gradients)) for gradients in of_group])
+
+    model.policy.optimizer.register_step_pre_hook(note)
+    model.learn(32)
+    together = np.linalg.norm(norms, axis=1)
+    if apart:
+        np.testing.assert_allclose(norms, limit, rtol=1e-3)
+    else:
+        np.testing.assert_allclose(together, limit, rtol=1e-3)
+        assert np.max(norms, axis=1) == pytest.approx(limit, rel=0.1)  # one network's gradient is most of it
+
+
 def test_nothing_follows_the_horizon_if_asked_for():
     """DriftEnv ends by truncation alone. Without value beyond, returns are the discounted sums of an episode's rewards."""
     gamma, rollout = 0.9, Rollout()
