@@ -112,6 +112,7 @@ class HybridPPO(SharedPPO, TupleActions):
         self.component_learning_rates = schedules({"continuous": continuous_learning_rate, "value": value_learning_rate})
         self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
         learning_rate = make_schedule("learning_rate", learning_rate)
+        ppo_kwargs |= clip_schedules(ppo_kwargs)
         super().__init__(policy, env, learning_rate=learning_rate, ent_coef=self.ent_coef_schedule(1.0), **ppo_kwargs)
         self._limit_gradients(self.max_grad_norm, clip_networks)
 
@@ -244,6 +245,7 @@ class HybridPPO(SharedPPO, TupleActions):
     def load(cls, path: Any, env: GymEnv | None = None, *args: Any, **kwargs: Any) -> Self:
         check_spelling(cls, kwargs)
         check_arguments(kwargs)
+        kwargs |= clip_schedules(kwargs)
         # SB3 writes the arguments given here into attributes of their names; these two are, or are derived from, schedules.
         if "learning_rate" in kwargs:
             kwargs["learning_rate"] = make_schedule("learning_rate", kwargs["learning_rate"])
@@ -289,6 +291,15 @@ class HybridPPO(SharedPPO, TupleActions):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_gradient_norms"]
+
+
+def clip_schedules(given: dict[str, Any]) -> dict[str, FloatSchedule]:
+    """
+    :param given: arguments of PPO
+    :return: those of its clip ranges that are written as text, as schedules
+    """
+    texts = [name for name in ("clip_range", "clip_range_vf") if isinstance(given.get(name), str)]
+    return {name: make_schedule(name, given[name]) for name in texts}
 
 
 def schedules(rates: dict[str, Any]) -> dict[str, FloatSchedule]:

@@ -301,6 +301,7 @@ def test_a_misspelt_argument_of_load_is_answered_with_the_nearest(algorithm, mod
         {"gamma": 1, "gae_lambda": 0, "ent_coef": 0, "vf_coef": 0, "target_kl": None, "clip_range_vf": None, "seed": None},
         {"max_grad_norm": INF},
         {"gamma": np.float32(0.9), "n_epochs": np.int64(2), "learning_rate": 0.0, "normalize_advantage": np.bool_(True)},
+        {"clip_range": "exp_0.2", "clip_range_vf": "lin_0.3"},
         {"clip_range": lambda left: 0.2 * left, "ent_coef": lambda left: 0.1 * left, "learning_rate": "lin_1e-3"},
         {"policy_kwargs": {"net_arch": []}},
         {"policy_kwargs": {"net_arch": {"discrete": [], "continuous": (8,), "value": [np.int64(8)]}}},
