@@ -95,7 +95,7 @@ def main() -> None:
             clip_param=0.15,
             vf_clip_param=float("inf"),
             entropy_coeff=0.01,
-            grad_clip=settings["max_grad_norm"],
+            grad_clip=5.0,
         )
         .rl_module(model_config=DefaultModelConfig(fcnet_hiddens=[128, 128], fcnet_activation="tanh", vf_share_layers=False))
         .debugging(seed=args.seed)
