@@ -21,7 +21,16 @@ from torch.optim import Optimizer
 
 from hybrid_envs.checks import check_switch
 
-__all__ = ["ALLOWED", "Allowed", "LateSchedule", "QuadraticSchedule", "check_arguments", "check_policy", "make_schedule"]
+__all__ = [
+    "ALLOWED",
+    "Allowed",
+    "GeometricSchedule",
+    "LateSchedule",
+    "QuadraticSchedule",
+    "check_arguments",
+    "check_policy",
+    "make_schedule",
+]
 
 PROGRESS = np.linspace(1.0, 0.0, 101)
 """Shares of training left, at which a schedule has to be in its range."""
