@@ -26,6 +26,9 @@ from sb3_hpo.policies import HybridActorCriticPolicy, HybridMultiInputPolicy
 from sb3_hpo.shared_ppo import SharedPPO
 from sb3_hpo.vec_env import HybridActionWrapper, HybridVecEnv
 
+UNIT_FLOOR = 1e-6
+"""Standard deviation of returns, relative to the largest, below which it is rounding."""
+
 
 class TupleActions(OnPolicyAlgorithm):
     """PPO's constructor names the action spaces it accepts; standing between PPO and its base, this names Tuple instead."""
@@ -207,6 +210,8 @@ class HybridPPO(SharedPPO, TupleActions):
     def _change_unit(self, rollout_buffer: RolloutBuffer) -> None:
         """Make the standard deviation of this rollout's returns the unit of rewards and values."""
         value, returns = self.policy.component("value"), rollout_buffer.returns
+        if returns.std() <= UNIT_FLOOR * np.abs(returns).max():
+            return  # all are the same: no unit, as before the first reward of a sparse problem
         mean, std = float(returns.mean()), float(returns.std()) + 1e-8
         value.rescale(mean, std)
         value.mean /= std

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium.wrappers import TransformReward
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
@@ -223,6 +224,15 @@ def test_a_change_of_unit_changes_neither_values_nor_advantages(monkeypatch):
     assert buffer.returns.std() == pytest.approx(1.0, rel=1e-4)
     for as_given, in_unit in zip(*arrays, strict=True):
         np.testing.assert_allclose(units[1] * in_unit, as_given, rtol=1e-3, atol=1e-3)
+
+
+def test_returns_that_are_all_the_same_are_no_unit():
+    env = DummyVecEnv([lambda: TransformReward(TargetEnv(), lambda _: 0.0)])
+    model = HybridPPO("MlpPolicy", env, normalize_reward=True, gae_lambda=1.0, **SMALL)
+    for parameter in model.policy.component("value").parameters():
+        torch.nn.init.zeros_(parameter)
+    model.learn(3 * 16)
+    assert model.reward_scale == 1.0
 
 
 def test_the_standard_deviation_of_points_follows_its_schedule_and_is_not_learned():
