@@ -146,7 +146,7 @@ def published(file: Path) -> dict[tuple[str, str], dict[str, Any]]:
     with open(file, encoding="utf-8", newline="") as lines:
         return {
             (row["env"], row["arguments"]): {
-                name: value if name in words else float(value) if "." in value or value == "inf" else int(value)
+                name: value if name in words else float(value) if "." in value or value in ("inf", "nan") else int(value)
                 for name, value in row.items()
                 if value
             }

@@ -293,3 +293,13 @@ def test_learning_curves_replace_their_own_environment_alone(tmp_path, monkeypat
     assert [int(row["steps"]) for row in rows] == list(range(0, 5 * 128 * 20 + 1, 128 * 20))
     assert float(rows[-1]["cost"]) < float(rows[0]["cost"])
     assert (tmp_path / "learning_curve_HybridSwitchedLQR-v0.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_published_row_of_one_seed_has_no_interval(tmp_path):
+    file = tmp_path / "suite.csv"
+    file.write_text(
+        "env,arguments,reference_policy,hpo_cost,hpo_half_width,hpo_seeds,steps_to_match\nA-v0,n=1,Best,1.5,nan,1,inf\n"
+    )
+    row = suite.published(file)["A-v0", "n=1"]
+    assert (row["hpo_cost"], row["hpo_seeds"], row["steps_to_match"]) == (1.5, 1, np.inf)
+    assert np.isnan(row["hpo_half_width"])
