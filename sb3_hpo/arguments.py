@@ -166,6 +166,8 @@ ALLOWED = {
     "betas": SHARE,
 }
 """Arguments by name, those of the policy and of its optimizer included."""
+SCHEDULES = tuple(name for name, allowed in ALLOWED.items() if allowed.kind is FloatSchedule)
+"""Arguments that may change with training."""
 CLASSES: dict[str, tuple[type, str]] = {
     "activation_fn": (nn.Module, "a class of torch.nn, such as torch.nn.Tanh"),
     "optimizer_class": (Optimizer, "a class of torch.optim, such as torch.optim.Adam"),

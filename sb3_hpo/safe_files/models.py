@@ -14,7 +14,7 @@ from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from hybrid_envs.spaces import box_bounds, packed_size, split_hybrid_space
-from sb3_hpo.arguments import check_arguments, check_spelling
+from sb3_hpo.arguments import SCHEDULES, check_arguments, check_spelling
 from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.checkpoint.files import write_whole
 from sb3_hpo.hpo import HPO
@@ -192,8 +192,8 @@ def _describe(model: HybridPPO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "point_std": model.point_std_schedule,
         "ent_coef": model.ent_coef_schedule,
         "stats_window_size": model._stats_window_size,
+        "max_grad_norm": model.norm_limit,
     }
-    values["max_grad_norm"] = model.norm_limit
     rates = model.component_learning_rates
     values |= {f"{name}_learning_rate": rates.get(name) for name in ("continuous", "value")}
     if isinstance(model, HPO):
@@ -205,7 +205,7 @@ def _describe(model: HybridPPO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         "action_space": plain.space("action_space", model.action_space, tensors),
         "n_envs": model.n_envs,
         "arguments": {
-            name: (plain.schedule if name in plain.SCHEDULES else plain.scalar)(name, value) for name, value in values.items()
+            name: (plain.schedule if name in SCHEDULES else plain.scalar)(name, value) for name, value in values.items()
         },
         "policy_kwargs": plain.policy_arguments(model.policy_kwargs, tensors),
         "counters": {name: plain.scalar(name, getattr(model, name)) for name in _counter_names(type(model))},
@@ -220,7 +220,7 @@ def _argument_names(algorithm: type[HybridPPO]) -> tuple[str, ...]:
 
 
 def _counter_names(algorithm: type[HybridPPO]) -> tuple[str, ...]:
-    return (*COUNTERS, *getattr(algorithm, "running_estimates", ()))
+    return (*COUNTERS, *algorithm.running_estimates)
 
 
 def _saved_weights(policy: HybridActorCriticPolicy) -> dict[str, torch.Tensor]:
@@ -303,7 +303,7 @@ def _dtype(tensor: torch.Tensor) -> np.dtype:
 
 def _read_arguments(algorithm: type[HybridPPO], given: Any) -> dict[str, Any]:
     arguments = {
-        name: (plain.read_schedule if name in plain.SCHEDULES else plain.read_scalar)(name, value)
+        name: (plain.read_schedule if name in SCHEDULES else plain.read_scalar)(name, value)
         for name, value in require_keys("arguments", given, _argument_names(algorithm)).items()
     }
     check_arguments(arguments)

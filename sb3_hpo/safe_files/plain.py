@@ -26,10 +26,6 @@ EXTRACTORS: dict[str, type] = {kind.__name__: kind for kind in (CombinedExtracto
 OPTIMIZERS: dict[str, type] = {kind.__name__: kind for kind in (torch.optim.Adam, torch.optim.AdamW)}
 OPTIMIZER_KEYS = ("amsgrad", "betas", "eps", "weight_decay")
 CLASSES = {"activation_fn": ACTIVATIONS, "features_extractor_class": EXTRACTORS, "optimizer_class": OPTIMIZERS}
-SCHEDULES = (
-    *("learning_rate", "continuous_learning_rate", "value_learning_rate", "ent_coef", "point_noise", "point_std"),
-    *("clip_range", "clip_range_vf"),
-)
 ARRAYS = ("action_bounds", "action_scale", "observation_scale")
 """Arguments of the policy that are tensors of the file."""
 PATHS = ("linear_path", "quadratic_path")

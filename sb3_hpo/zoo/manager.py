@@ -31,7 +31,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
 from sb3_hpo import ranks
-from sb3_hpo.arguments import argument_names, check_name, check_policy, make_schedule
+from sb3_hpo.arguments import SCHEDULES, argument_names, check_name, check_policy, make_schedule
 from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback
 from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.hpo import HPO
@@ -57,16 +57,6 @@ CHECKPOINTS = "checkpoints"
 """The folder of a run that holds its exact checkpoints, and what else is needed to go on from them."""
 PLAIN_FILE = ".safetensors"
 """The suffix of a model of plain data, beside SB3's ``.zip`` of the same name."""
-SCHEDULES = (
-    "learning_rate",
-    "clip_range",
-    "clip_range_vf",
-    "ent_coef",
-    "continuous_learning_rate",
-    "value_learning_rate",
-    "point_noise",
-    "point_std",
-)
 
 
 def default_config(algo: str, env_id: str) -> str | None:

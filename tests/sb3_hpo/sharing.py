@@ -133,7 +133,7 @@ def hybrid_ppo_inventory() -> HybridPPO:
 
 
 def hybrid_ppo_brewery() -> HybridPPO:
-    """A ratio by component, values that are clipped."""
+    """A ratio by component, values that are clipped, a unit of its own, a deviation by schedule, networks clipped apart."""
     env = HybridVecEnv(BreweryEnv().to(dtype=torch.get_default_dtype()), 7)
     return hybrid_ppo(env, clip_range_vf=0.1, normalize_reward=True, point_std="exp_0.5", clip_networks=True)
 
