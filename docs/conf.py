@@ -59,6 +59,7 @@ API = {
     "sb3_hpo.gradients": "exact gradients, estimators, and their quality",
     "sb3_hpo.lookahead": "search at decision time",
     "sb3_hpo.losses": "the two equations",
+    "sb3_hpo.optimizers": "Muon beside Adam",
     "sb3_hpo.policies": "the networks",
     "sb3_hpo.ranks": "several processes that compute what one would",
     "sb3_hpo.safe_files": "models as plain data, without pickle",

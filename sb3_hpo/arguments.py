@@ -159,6 +159,7 @@ ALLOWED = {
     "autoregressive": SWITCH,
     "points_see_regime": SWITCH,
     "linear_laws": COUNT,
+    "softplus_beta": Allowed(float, 1),
     # optimizer_kwargs
     "eps": Allowed(float, 0),
     "weight_decay": Allowed(float, 0),

@@ -301,6 +301,8 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "linear_path": ", ".join(model.policy.linear_path),
         "quadratic_path": ", ".join(model.policy.quadratic_path),
         "linear_laws": model.policy.linear_laws,
+        "softplus_beta": model.policy.softplus_beta,
+        "muon": ", ".join(model.policy.muon),
     }
     values: dict[str, float | str] = {name: float(getattr(model, name)) for name in numbers}
     for name in ("pathwise_weight", "pathwise_lambda"):

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from hybrid_envs.checks import check_count
 from hybrid_envs.spaces import append_mask, box_bounds, factors_of, feasible_actions, split_hybrid_space, split_mask, unpack
 from sb3_hpo.distributions import Coupling, HybridDistribution, RegimeDistribution, mask_tensor
+from sb3_hpo.optimizers import MuonAdam
 from sb3_hpo.ranks import drawn, in_shares
 
 __all__ = [
@@ -42,10 +43,14 @@ class Tower(nn.Module):
 
     :param bounds: shape ``(J, n, 2)``, infinite where unbounded
     :param scale: typical magnitude of b, shape ``(n,)``
+    :param softplus_beta: β of log(1 + exp(β z')) / β, torch's softplus: the larger, the sharper is the corner where points
+        leave their bound, as in (S - stock)⁺. z' = z + c, so that z = 0 is the same point for every β
     """
 
-    def __init__(self, bounds: np.ndarray, scale: np.ndarray):
+    def __init__(self, bounds: np.ndarray, scale: np.ndarray, softplus_beta: float = 1.0):
         super().__init__()
+        self.beta = softplus_beta
+        self.shift = math.log(2) + math.log1p(-(2.0**-softplus_beta)) / softplus_beta
         low, high = torch.as_tensor(bounds).unbind(-1)
         has_low, has_high = low.isfinite(), high.isfinite()
         self.n_regimes, self.action_size = low.shape
@@ -78,7 +83,8 @@ class Tower(nn.Module):
         if self.has_interval:
             squashed = torch.sigmoid(z) if self.all_interval else torch.where(self.interval, torch.sigmoid(z), z)
         if self.has_one_sided:
-            squashed = F.softplus(z) if self.all_one_sided else torch.where(self.one_sided, F.softplus(z), squashed)
+            positive = F.softplus(z + self.shift if self.shift else z, self.beta)
+            squashed = positive if self.all_one_sided else torch.where(self.one_sided, positive, squashed)
         return self.base + self.slope * squashed
 
 
@@ -262,9 +268,14 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
     :param quadratic_path: the networks that have a :class:`QuadraticPath` beside their hidden layers; none unless given. Of
         use to ``discrete`` and ``value`` where costs are quadratic and the state has many dimensions
     :param linear_laws: with more than one, linear paths mix so many (:class:`LawMixture`)
+    :param softplus_beta: how sharp the corner is where points bounded on one side leave their bound (:class:`Tower`); 1 unless
+        given
+    :param muon: the networks whose matrices Muon moves, not Adam (:class:`~sb3_hpo.optimizers.MuonAdam`); none unless given.
+        Of use to ``continuous`` where points are a matter of many dimensions
     :param log_std_init: initial logarithm of the standard deviation of b
     :param kwargs: SB3's ``ActorCriticPolicy`` arguments
-    :raises ValueError: for network names other than these three, and less than one law
+    :raises ValueError: for network names other than these three, less than one law, and Muon beside an optimizer other than
+        Adam
     """
 
     stochastic_point = True
@@ -286,6 +297,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         linear_path: Sequence[str] | None = None,
         quadratic_path: Sequence[str] = (),
         linear_laws: int = 1,
+        softplus_beta: float = 1.0,
+        muon: Sequence[str] = (),
         log_std_init: float = 0.0,
         **kwargs: Any,
     ):
@@ -304,11 +317,12 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
             raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
         linear_path = self.default_linear_path if linear_path is None else linear_path
-        for argument, names in (("linear_path", linear_path), ("quadratic_path", quadratic_path)):
+        for argument, names in (("linear_path", linear_path), ("quadratic_path", quadratic_path), ("muon", muon)):
             if not set(names) <= set(COMPONENTS):
                 raise ValueError(f"{argument} must name some of {COMPONENTS}, got {tuple(names)}")
-        self.linear_path, self.quadratic_path = tuple(linear_path), tuple(quadratic_path)
+        self.linear_path, self.quadratic_path, self.muon = tuple(linear_path), tuple(quadratic_path), tuple(muon)
         self.linear_laws = check_count("linear_laws", linear_laws)
+        self.softplus_beta = softplus_beta
         # SB3 knows no Tuple: it is shown the Box, and what it builds from that is overridden here.
         super().__init__(observation_space, box, lr_schedule, net_arch=net_arch, log_std_init=log_std_init, **kwargs)
         self.action_space = action_space
@@ -341,7 +355,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
             if component.mixture is not None:  # laws that are alike would learn alike
                 nn.init.normal_(component.mixture.laws.weight, std=LAW_SPREAD)
             self.components[name] = component
-        self.tower = Tower(self.action_bounds, self.action_scale)
+        self.tower = Tower(self.action_bounds, self.action_scale, self.softplus_beta)
         self.coupling = Coupling(self.factors) if self.autoregressive else None
         self.std_unit: torch.Tensor
         self.obs_unit: torch.Tensor
@@ -349,27 +363,32 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         if self.stochastic_point:
             self.log_std = nn.Parameter(torch.full((action_size,), self.log_std_init))
             self.register_buffer("std_unit", torch.as_tensor(self.action_scale))
+        if self.muon and self.optimizer_class is not torch.optim.Adam:
+            raise ValueError(
+                f"muon = {self.muon} needs optimizer_class = torch.optim.Adam, got {self.optimizer_class.__name__}"
+            )
         # One kernel for all parameters, unless another way is asked for.
         way = {"foreach", "fused", "differentiable"} & set(self.optimizer_kwargs)
         fused = {"fused": True} if issubclass(self.optimizer_class, torch.optim.Adam) and not way else {}
         options: dict[str, Any] = fused | self.optimizer_kwargs
-        self.optimizer = self.optimizer_class(self._parameter_groups(), lr=lr_schedule(1), **options)  # type: ignore[call-arg]
+        kind: Any = MuonAdam if self.muon else self.optimizer_class
+        self.optimizer = kind(self._parameter_groups(), lr=lr_schedule(1), **options)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """One optimizer group per network, named as in ``COMPONENTS``."""
-        groups = [{"name": name, "params": list(self.components[name].parameters())} for name in COMPONENTS]
+        parameters = {name: list(self.components[name].parameters()) for name in COMPONENTS}
         if self.coupling is not None:
-            groups[0]["params"].append(self.coupling.weight)  # type: ignore[attr-defined]
+            parameters["discrete"].append(self.coupling.weight)
         if self.stochastic_point:
-            groups[1]["params"].append(self.log_std)  # type: ignore[attr-defined]
-        return groups
+            parameters["continuous"].append(self.log_std)
+        return [{"name": name, "params": parameters[name], "muon": name in self.muon} for name in COMPONENTS]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
-        networks = ("autoregressive", "points_see_regime", "linear_path", "quadratic_path", "linear_laws")
-        own = ("action_bounds", "action_scale", "observation_scale", *networks)
+        networks = ("autoregressive", "points_see_regime", "linear_path", "quadratic_path", "linear_laws", "muon")
+        own = ("action_bounds", "action_scale", "observation_scale", *networks, "softplus_beta")
         factors = {"factor_of": self.factors.factor_of, "active_limits": self.factors.active_limits}
         return data | {name: getattr(self, name) for name in own} | factors
 

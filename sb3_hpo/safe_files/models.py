@@ -39,6 +39,8 @@ HPO_ARGUMENTS = (
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
 DERIVED = ("tower.", "std_unit", "obs_unit", "coupling.before")
 """Buffers of a policy that follow from its arguments, and are not in the file."""
+SIGNED = ("exp_avg", "momentum")
+"""What of the optimizer's state may be negative."""
 MAX_STEPS, MAX_ENVS, MAX_ROLLOUT = 2**20, 2**17, 2**28
 """Periods and scenarios of a rollout, and numbers in it."""
 
@@ -283,7 +285,7 @@ def _checked(reader: Reader) -> Content:
         rates,
         {name: reader.tensor(f"policy.{name}") for name in weights},
         {
-            i: {key: plain.read_nonnegative(reader, f"optimizer.{i}.{key}", key != "exp_avg") for key in keys}
+            i: {key: plain.read_nonnegative(reader, f"optimizer.{i}.{key}", key not in SIGNED) for key in keys}
             for i, keys in moments.items()
         },
         normalizer,
@@ -340,7 +342,7 @@ def _check_rollout(
 
 def _claim_moments(reader: Reader, skeleton: HybridActorCriticPolicy) -> dict[int, list[str]]:
     """
-    :return: the names of Adam's state by the parameter's number; a parameter that was never optimised has none
+    :return: the names of the optimizer's state by the parameter's number; a parameter that was never optimised has none
     """
     groups = skeleton.optimizer.param_groups
     parameters = [(parameter, group) for group in groups for parameter in group["params"]]
@@ -348,11 +350,14 @@ def _claim_moments(reader: Reader, skeleton: HybridActorCriticPolicy) -> dict[in
     moments = {}
     for i, (parameter, group) in enumerate(parameters):
         if str(i) in started:
-            moments[i] = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+            by_muon = group.get("muon", False) and parameter.dim() == 2
+            adams = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
+            moments[i] = ["momentum"] if by_muon else adams
             for key in moments[i]:
                 reader.claim(f"optimizer.{i}.{key}", [_dtype(parameter)], [tuple(parameter.shape)])
-            reader.claim(f"optimizer.{i}.step", [np.dtype("<f4")], [()])
-            moments[i].append("step")
+            if not by_muon:
+                reader.claim(f"optimizer.{i}.step", [np.dtype("<f4")], [()])
+                moments[i].append("step")
     return moments
 
 

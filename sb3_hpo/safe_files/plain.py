@@ -28,13 +28,14 @@ OPTIMIZER_KEYS = ("amsgrad", "betas", "eps", "weight_decay")
 CLASSES = {"activation_fn": ACTIVATIONS, "features_extractor_class": EXTRACTORS, "optimizer_class": OPTIMIZERS}
 ARRAYS = ("action_bounds", "action_scale", "observation_scale")
 """Arguments of the policy that are tensors of the file."""
-PATHS = ("linear_path", "quadratic_path")
+NETWORKS = ("linear_path", "quadratic_path", "muon")
+"""Arguments of the policy that are names of networks."""
 INTEGERS = ("factor_of", "active_limits")
 """Arguments of the policy that are lists of integers, or nothing."""
 OTHER_POLICY_KEYS = (
     *("autoregressive", "log_std_init", "net_arch", "normalize_images", "optimizer_kwargs", "ortho_init"),
-    *("linear_laws", "points_see_regime"),
-    *(*INTEGERS, *PATHS),
+    *("linear_laws", "points_see_regime", "softplus_beta"),
+    *(*INTEGERS, *NETWORKS),
 )
 POLICY_KEYS = (*CLASSES, *OTHER_POLICY_KEYS)
 MAX_LAYERS = 64
@@ -155,7 +156,7 @@ def policy_arguments(given: dict[str, Any], tensors: dict[str, np.ndarray]) -> d
                 key: [float(beta) for beta in entry] if key == "betas" else scalar(f"{where}.{key}", entry)
                 for key, entry in require_keys(where, value, (), OPTIMIZER_KEYS).items()
             }
-        elif name in PATHS and value is not None:
+        elif name in NETWORKS and value is not None:
             plain[name] = [str(network) for network in value]
         elif name in INTEGERS and value is not None:
             plain[name] = [int(number) for number in value]
@@ -194,7 +195,7 @@ def read_policy_arguments(plain: Any) -> dict[str, Any]:
                 elif isinstance(entry, str) or read_scalar(f"{where}.{key}", entry) is None:
                     raise ValueError(f"{where}.{key}: must be a number or a switch, got {shown(entry)}")
             arguments[name] = value
-        elif name in PATHS and value is not None:
+        elif name in NETWORKS and value is not None:
             if not (isinstance(value, list) and all(isinstance(network, str) for network in value)):
                 raise ValueError(f"{where}: must be names of networks, got {shown(value)}")
             arguments[name] = value

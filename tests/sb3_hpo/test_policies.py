@@ -55,8 +55,9 @@ def observe(batch_size, seed=0):
 # ---- candidates ------------------------------------------------------------------------------------------------------
 
 
-def candidate_by_hand(z, low, high, scale):
-    softplus = max(z, 0.0) + math.log1p(math.exp(-abs(z)))
+def candidate_by_hand(z, low, high, scale, beta):
+    u = beta * z + math.log(2**beta - 1)
+    softplus = (max(u, 0.0) + math.log1p(math.exp(-abs(u)))) / beta
     if math.isinf(low) and math.isinf(high):
         return scale * z
     if math.isinf(high):
@@ -66,22 +67,30 @@ def candidate_by_hand(z, low, high, scale):
     return low + (high - low) / (1 + math.exp(-z))
 
 
-def test_the_tower_follows_the_formula_of_each_kind_of_bound():
+@pytest.mark.parametrize("beta", [1, 2.5, 16.0])
+def test_the_tower_follows_the_formula_of_each_kind_of_bound(beta):
     z = 3 * torch.randn(20, 15, generator=torch.Generator().manual_seed(0))
-    candidates = Tower(BOUNDS, SCALE)(z)
+    candidates = Tower(BOUNDS, SCALE, beta)(z)
     assert candidates.shape == (20, 3, 5)
     for row in range(20):
         for regime in range(3):
             for i in range(5):
                 low, high = map(float, BOUNDS[regime, i])
-                expected = candidate_by_hand(z[row, 5 * regime + i].item(), low, high, float(SCALE[i]))
+                expected = candidate_by_hand(z[row, 5 * regime + i].item(), low, high, float(SCALE[i]), beta)
                 assert candidates[row, regime, i].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
+def test_a_sharp_corner_leaves_the_first_points_where_they_are():
+    z = torch.zeros(1, 15)
+    for beta in (2.0, 16.0, 1e3):
+        torch.testing.assert_close(Tower(BOUNDS, SCALE, beta)(z), Tower(BOUNDS, SCALE)(z))
+
+
+@pytest.mark.parametrize("beta", [1.0, 16.0])
 @pytest.mark.parametrize("magnitude", [1.0, 30.0, 1e4, 1e30])
-def test_candidates_are_feasible_in_their_own_regime_whatever_the_network_says(magnitude):
+def test_candidates_are_feasible_in_their_own_regime_whatever_the_network_says(magnitude, beta):
     z = magnitude * torch.randn(500, 15, generator=torch.Generator().manual_seed(0))
-    candidates = Tower(BOUNDS, SCALE)(z).numpy()
+    candidates = Tower(BOUNDS, SCALE, beta)(z).numpy()
     assert np.isfinite(candidates).all()
     assert (candidates >= BOUNDS[..., 0]).all()
     assert (candidates <= BOUNDS[..., 1]).all()
