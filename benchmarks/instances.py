@@ -51,7 +51,7 @@ def main() -> None:
     trainings += [(f"alone: {name}", SINGLE[name], 0) for name in args.single]
     results = []
     for name, env_kwargs, seed in trainings:
-        run = make_run("hpo", "HybridInventory-v0", COMMON | env_kwargs, seed, "published", **dict(args.hyperparams))
+        run = make_run("hpo", "HybridInventory-v0", COMMON | env_kwargs, seed, **dict(args.hyperparams))
         begin = time.perf_counter()
         run.model.learn(run.steps(args.iterations))
         seconds = time.perf_counter() - begin

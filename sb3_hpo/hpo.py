@@ -34,8 +34,6 @@ DIAGNOSTICS_INTERVAL = 10
 """Every so many iterations the cross term is measured on its own, at the price of two more backward passes."""
 ROWS_AT_ONCE = 2**13
 """Of observations that are valued: a large network's layers on all of a long rollout would take more memory than its graph."""
-SOFTPLUS_BETA = 16.0
-"""Of the tower: orders are often as in (S - stock)⁺, whose corner softplus rounds off by the size of a typical order."""
 CROSS_SMOOTHING = 0.2
 """Weight of the newest measurement in the running means behind ``cross_term="auto"``."""
 
@@ -80,7 +78,7 @@ class HPO(HybridPPO):
     What the defaults are worth on every problem is in docs/baselines.md, what each choice is worth in docs/ablations.md; the
     paper's own settings are the entry ``paper`` of ``zoo_configs/hpo.yml``.
 
-    :param policy: ``"MlpPolicy"``, whose ``softplus_beta`` is 16 unless ``policy_kwargs`` say otherwise, or a policy class
+    :param policy: ``"MlpPolicy"`` or a policy class
     :param env: a :class:`~hybrid_envs.core.HybridEnv`, its id, or a VecEnv of such environments
     :param n_scenarios: scenarios simulated side by side; a VecEnv has its own number
     :param n_steps: periods per iteration; the environment's horizon unless given. What follows a shorter rollout is judged by
@@ -155,9 +153,7 @@ class HPO(HybridPPO):
         own: dict[str, Any] = {"n_scenarios": n_scenarios, "pathwise_weight": pathwise_weight, "credit": credit}
         own |= {"cross_term": cross_term, "pathwise_lambda": pathwise_lambda}
         own |= {"gradient_checkpointing": gradient_checkpointing}
-        check_arguments(own | {"policy_kwargs": ppo_kwargs.get("policy_kwargs")})
-        if isinstance(policy, str):  # a class is as it is: load() names one, and says all that it was given
-            ppo_kwargs["policy_kwargs"] = {"softplus_beta": SOFTPLUS_BETA} | (ppo_kwargs.get("policy_kwargs") or {})
+        check_arguments(own)
         if env is not None:
             env = simulated(env, n_scenarios)
             n_scenarios = env.num_envs

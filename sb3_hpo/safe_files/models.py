@@ -37,8 +37,6 @@ HPO_ARGUMENTS = (
     *("pathwise_lambda", "pathwise_weight", "point_noise"),
 )
 COUNTERS = ("num_timesteps", "_n_updates", "_episode_num", "_current_progress_remaining")
-BEFORE: dict[str, Any] = {"softplus_beta": 1.0}
-"""What a file of a policy means that does not say it, since it is older than the argument."""
 DERIVED = ("tower.", "std_unit", "obs_unit", "coupling.before")
 """Buffers of a policy that follow from its arguments, and are not in the file."""
 SIGNED = ("exp_avg", "momentum")
@@ -124,7 +122,7 @@ def load_safe(
         content.policy,
         env,  # type: ignore[arg-type]
         device=device,
-        policy_kwargs=BEFORE | content.policy_kwargs,
+        policy_kwargs=dict(content.policy_kwargs),
         _init_setup_model=False,
         **content.arguments | overrides,
     )

@@ -28,7 +28,6 @@ from hybrid_envs import (
 )
 from hybrid_envs.solvers import evaluate
 from sb3_hpo import HPO
-from sb3_hpo.policies import DeterministicPointPolicy
 from tests.sb3_hpo.environments import PurseEnv
 from tests.sb3_hpo.sharing import RUNS
 
@@ -75,19 +74,6 @@ def test_a_single_environment_is_simulated_as_n_scenarios(env):
 def test_64_scenarios_over_the_horizon_in_four_minibatches_are_the_default():
     model = HPO("MlpPolicy", inventory(), **TINY)
     assert (model.n_envs, model.n_steps, model.batch_size) == (64, 10, 160)
-
-
-def test_points_have_sharp_corners_unless_the_policy_or_its_class_is_given(tmp_path):
-    def beta(policy="MlpPolicy", **policy_kwargs):
-        model = HPO(policy, "HybridInventory-v0", n_scenarios=2, policy_kwargs={"net_arch": [4]} | policy_kwargs)
-        model.save(tmp_path / "model")
-        loaded = HPO.load(tmp_path / "model")
-        assert loaded.policy.softplus_beta == model.policy.softplus_beta == model.policy.tower.beta
-        return loaded.policy.softplus_beta
-
-    assert beta() == 16
-    assert beta(softplus_beta=3) == 3
-    assert beta(DeterministicPointPolicy) == 1  # so are files from before the argument: they have it nowhere
 
 
 def test_given_numbers_of_periods_and_batch_size_are_kept():

@@ -218,14 +218,6 @@ def put_together(header, data):
     return struct.pack("<Q", len(text)) + text + data
 
 
-def test_a_file_from_before_sharp_corners_keeps_its_corners(tmp_path):
-    model = HPO("MlpPolicy", "HybridInventory-v0", n_scenarios=2, policy_kwargs=SMALL)
-    save_safe(model, tmp_path / "model")
-    file = tmp_path / "model"
-    file.write_bytes(described("policy_kwargs", "softplus_beta", remove=True)(file.read_bytes()))
-    assert load_safe(tmp_path / "model").policy.softplus_beta == 1.0
-
-
 def described(*path, value=None, remove=False):
     """A crafted file: another value in the description."""
 
