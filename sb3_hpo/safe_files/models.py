@@ -350,7 +350,7 @@ def _claim_moments(reader: Reader, skeleton: HybridActorCriticPolicy) -> dict[in
     moments = {}
     for i, (parameter, group) in enumerate(parameters):
         if str(i) in started:
-            by_muon = group.get("muon", False) and parameter.dim() == 2
+            by_muon = group["muon"] and parameter.dim() == 2
             adams = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
             moments[i] = ["momentum"] if by_muon else adams
             for key in moments[i]:
