@@ -122,6 +122,11 @@ def hpo_purse() -> HPO:
     return hpo(env, n_steps=7, value_beyond_horizon="bounded", pathwise_lambda=0.8)
 
 
+def hpo_muon() -> HPO:
+    """Steps that are orthogonalised, corners that are sharp."""
+    return hpo(inventory(), policy_kwargs={"net_arch": [8, 8], "muon": ["continuous", "discrete"], "softplus_beta": 8.0})
+
+
 def hybrid_ppo(env: Any, **kwargs: Any) -> HybridPPO:
     """A gradient that is clipped."""
     arguments = {"n_steps": 5, "batch_size": 11, "n_epochs": 3, "seed": 0, "max_grad_norm": 0.1, "learning_rate": "lin_3e-3"}
@@ -149,6 +154,7 @@ RUNS: dict[str, Callable[[], HybridPPO]] = {
     "HPO, brewery": hpo_brewery,
     "HPO, limited brewery": hpo_limited_brewery,
     "HPO, purse": hpo_purse,
+    "HPO, inventory, Muon": hpo_muon,
     "HybridPPO, inventory": hybrid_ppo_inventory,
     "HybridPPO, brewery": hybrid_ppo_brewery,
     "HybridPPO, gate": hybrid_ppo_gate,
