@@ -318,8 +318,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
             raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
         linear_path = self.default_linear_path if linear_path is None else linear_path
         for argument, names in (("linear_path", linear_path), ("quadratic_path", quadratic_path), ("muon", muon)):
-            if not set(names) <= set(COMPONENTS):
-                raise ValueError(f"{argument} must name some of {COMPONENTS}, got {tuple(names)}")
+            if not isinstance(names, list | tuple) or not set(names) <= set(COMPONENTS):
+                raise ValueError(f"{argument} must be a list of some of {COMPONENTS}, got {names!r}")
         self.linear_path, self.quadratic_path, self.muon = tuple(linear_path), tuple(quadratic_path), tuple(muon)
         self.linear_laws = check_count("linear_laws", linear_laws)
         self.softplus_beta = softplus_beta

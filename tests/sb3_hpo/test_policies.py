@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import numpy as np
 import pytest
@@ -345,10 +346,11 @@ def test_net_arch_with_other_names_than_the_three_networks_is_refused(net_arch):
         make_policy(net_arch=net_arch)
 
 
-@pytest.mark.parametrize("path", ["linear_path", "quadratic_path"])
-def test_a_path_in_an_unknown_network_is_refused(path):
-    with pytest.raises(ValueError, match=rf"{path} must name some of .*, got \('tower',\)"):
-        make_policy(**{path: ("tower",)})
+@pytest.mark.parametrize("argument", ["linear_path", "quadratic_path", "muon"])
+@pytest.mark.parametrize("networks", [("tower",), "continuous", True])
+def test_what_are_no_names_of_networks_is_refused(argument, networks):
+    with pytest.raises(ValueError, match=rf"{argument} must be a list of some of .*, got {re.escape(repr(networks))}"):
+        make_policy(**{argument: networks})
 
 
 def test_a_policy_of_another_action_space_is_refused():
