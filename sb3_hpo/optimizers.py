@@ -37,19 +37,14 @@ class MuonAdam(Optimizer):
         self.adam = Adam(params, lr, **options)
         super().__init__(self.adam.param_groups, self.adam.defaults | {"muon": False})
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for group in self.param_groups:
-            group.setdefault("muon", False)  # of a file from before Muon
-
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         if closure is not None:
             raise ValueError("MuonAdam takes no closure: it evaluates nothing anew")
         moved = []
         for group in self.param_groups:
-            for matrix in group["params"] if group["muon"] else ():
-                if matrix.dim() == 2 and matrix.grad is not None:
+            for matrix in group["params"]:
+                if is_moved_by_muon(matrix, group) and matrix.grad is not None:
                     self._move(matrix, matrix.grad, group["lr"])
                     moved.append((matrix, matrix.grad))
                     matrix.grad = None
@@ -67,6 +62,13 @@ class MuonAdam(Optimizer):
         ahead = gradient.lerp(momentum, MOMENTUM)  # as Nesterov's
         size = ADAMS_SIZE * math.sqrt(max(matrix.shape))  # of an orthogonal matrix the root mean square is 1/√max
         matrix.add_(orthogonalised(ahead), alpha=-rate * size)
+
+
+def is_moved_by_muon(parameter: torch.Tensor, group: dict[str, Any]) -> bool:
+    """
+    :param group: of the optimizer, to which the parameter belongs
+    """
+    return bool(group["muon"]) and parameter.dim() == 2
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:

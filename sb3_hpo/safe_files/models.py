@@ -19,6 +19,7 @@ from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.checkpoint.files import write_whole
 from sb3_hpo.hpo import HPO
 from sb3_hpo.hybrid_ppo import HybridPPO
+from sb3_hpo.optimizers import is_moved_by_muon
 from sb3_hpo.policies import HybridActorCriticPolicy
 from sb3_hpo.safe_files import plain
 from sb3_hpo.safe_files.container import Reader, compose, is_count, require_keys, shown
@@ -350,14 +351,11 @@ def _claim_moments(reader: Reader, skeleton: HybridActorCriticPolicy) -> dict[in
     moments = {}
     for i, (parameter, group) in enumerate(parameters):
         if str(i) in started:
-            by_muon = group["muon"] and parameter.dim() == 2
-            adams = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else [])]
-            moments[i] = ["momentum"] if by_muon else adams
+            adams = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []), "step"]
+            moments[i] = ["momentum"] if is_moved_by_muon(parameter, group) else adams
             for key in moments[i]:
-                reader.claim(f"optimizer.{i}.{key}", [_dtype(parameter)], [tuple(parameter.shape)])
-            if not by_muon:
-                reader.claim(f"optimizer.{i}.step", [np.dtype("<f4")], [()])
-                moments[i].append("step")
+                dtype, shape = (np.dtype("<f4"), ()) if key == "step" else (_dtype(parameter), tuple(parameter.shape))
+                reader.claim(f"optimizer.{i}.{key}", [dtype], [shape])
     return moments
 
 
