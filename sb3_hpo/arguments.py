@@ -159,6 +159,7 @@ ALLOWED = {
     "autoregressive": SWITCH,
     "points_see_regime": SWITCH,
     "linear_laws": COUNT,
+    "linear_gain": Allowed(float, 0, above=True),
     "softplus_beta": Allowed(float, 1),
     # optimizer_kwargs
     "eps": Allowed(float, 0),

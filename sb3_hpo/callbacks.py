@@ -301,6 +301,7 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "linear_path": ", ".join(model.policy.linear_path),
         "quadratic_path": ", ".join(model.policy.quadratic_path),
         "linear_laws": model.policy.linear_laws,
+        "linear_gain": model.policy.linear_gain,
         "softplus_beta": model.policy.softplus_beta,
         "muon": ", ".join(model.policy.muon),
     }

@@ -182,6 +182,7 @@ class Component(nn.Module):
     :param quadratic_path: whether to add a :class:`QuadraticPath` to it
     :param further_inputs: how many numbers are appended to the features
     :param n_laws: if there is a linear path, and they are several, to add a :class:`LawMixture` of so many to it
+    :param linear_gain: by how much the linear path's output is multiplied
     """
 
     def __init__(
@@ -194,6 +195,7 @@ class Component(nn.Module):
         quadratic_path: bool = False,
         further_inputs: int = 0,
         n_laws: int = 1,
+        linear_gain: float = 1.0,
     ):
         super().__init__()
         self.extractor = extractor
@@ -203,6 +205,7 @@ class Component(nn.Module):
         hidden_size = hidden[-1] if hidden else n_inputs
         self.output = nn.Linear(hidden_size, output_size)
         self.linear = nn.Linear(n_inputs, output_size, bias=False) if linear_path else None
+        self.linear_gain = linear_gain
         self.mixture = LawMixture(n_inputs, hidden_size, output_size, n_laws) if linear_path and n_laws > 1 else None
         self.quadratic = QuadraticPath(n_inputs, output_size) if quadratic_path else None
         self.mean: torch.Tensor
@@ -214,7 +217,7 @@ class Component(nn.Module):
         hidden = self.hidden(features)
         raw = self.output(hidden)
         if self.linear is not None:
-            raw = torch.addmm(raw, features, self.linear.weight.T)
+            raw = torch.addmm(raw, features, self.linear.weight.T, alpha=self.linear_gain)
         if self.mixture is not None:
             raw = raw + self.mixture(features, hidden)
         if self.quadratic is not None:
@@ -223,7 +226,7 @@ class Component(nn.Module):
 
     def output_layers(self) -> list[nn.Linear]:
         """
-        :return: the layers whose outputs add up to the raw output; the first has the bias
+        :return: the layers whose outputs add up to the raw output, but for the gain; the first has the bias
         """
         laws = None if self.mixture is None else self.mixture.laws
         quadratic = None if self.quadratic is None else self.quadratic.output
@@ -268,6 +271,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
     :param quadratic_path: the networks that have a :class:`QuadraticPath` beside their hidden layers; none unless given. Of
         use to ``discrete`` and ``value`` where costs are quadratic and the state has many dimensions
     :param linear_laws: with more than one, linear paths mix so many (:class:`LawMixture`)
+    :param linear_gain: by how much linear paths are multiplied; 1 unless given. A weight of theirs moves by no more than the
+        sum of all learning rates, where many units of a hidden layer move together: with a gain it needs fewer steps
     :param softplus_beta: how sharp the corner is where points bounded on one side leave their bound (:class:`Tower`); 1 unless
         given
     :param muon: the networks whose matrices Muon moves, not Adam (:class:`~sb3_hpo.optimizers.MuonAdam`); none unless given.
@@ -297,6 +302,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         linear_path: Sequence[str] | None = None,
         quadratic_path: Sequence[str] = (),
         linear_laws: int = 1,
+        linear_gain: float = 1.0,
         softplus_beta: float = 1.0,
         muon: Sequence[str] = (),
         log_std_init: float = 0.0,
@@ -321,7 +327,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
             if not isinstance(names, list | tuple) or not set(names) <= set(COMPONENTS):
                 raise ValueError(f"{argument} must be a list of some of {COMPONENTS}, got {names!r}")
         self.linear_path, self.quadratic_path, self.muon = tuple(linear_path), tuple(quadratic_path), tuple(muon)
-        self.linear_laws = check_count("linear_laws", linear_laws)
+        self.linear_laws, self.linear_gain = check_count("linear_laws", linear_laws), linear_gain
         self.softplus_beta = softplus_beta
         # SB3 knows no Tuple: it is shown the Box, and what it builds from that is overridden here.
         super().__init__(observation_space, box, lr_schedule, net_arch=net_arch, log_std_init=log_std_init, **kwargs)
@@ -345,6 +351,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
                 quadratic_path=name in self.quadratic_path,
                 further_inputs=self.factors.total if self.conditioned and name == "continuous" else 0,
                 n_laws=self.linear_laws,
+                linear_gain=self.linear_gain,
             )
             if self.ortho_init:
                 component.apply(partial(self.init_weights, gain=np.sqrt(2)))
@@ -388,7 +395,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
         networks = ("autoregressive", "points_see_regime", "linear_path", "quadratic_path", "linear_laws", "muon")
-        own = ("action_bounds", "action_scale", "observation_scale", *networks, "softplus_beta")
+        own = ("action_bounds", "action_scale", "observation_scale", *networks, "linear_gain", "softplus_beta")
         factors = {"factor_of": self.factors.factor_of, "active_limits": self.factors.active_limits}
         return data | {name: getattr(self, name) for name in own} | factors
 

@@ -163,6 +163,14 @@ def test_the_linear_path_adds_a_linear_function_of_the_features_to_the_named_net
     torch.testing.assert_close(policy.predict_values(obs) - hidden_part, obs @ component.linear.weight.T)
 
 
+def test_the_gain_multiplies_the_linear_path_alone():
+    policy = shaken(make_policy(linear_path=COMPONENTS, linear_gain=4.0))
+    for name in COMPONENTS:
+        component, obs = policy.components[name], observe(5)
+        hidden_part = component.output(component.hidden(obs))
+        torch.testing.assert_close(component(obs) - hidden_part, 4 * obs @ component.linear.weight.T)
+
+
 def test_the_quadratic_path_adds_squares_over_the_size_of_the_features_to_the_named_networks_only():
     policy = shaken(make_policy(quadratic_path=("discrete",)))
     assert [policy.components[name].quadratic is not None for name in COMPONENTS] == [True, False, False]
@@ -365,6 +373,7 @@ def test_a_saved_policy_is_loaded_with_its_architecture_bounds_and_values(policy
         "linear_path": ("discrete", "value"),
         "quadratic_path": ("continuous",),
         "linear_laws": 2,
+        "linear_gain": 3.0,
         "observation_scale": np.full(4, 2.0, dtype=np.float32),
     }
     policy = shaken(make_policy(policy_class, **arguments))

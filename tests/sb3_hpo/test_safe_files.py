@@ -93,6 +93,7 @@ def test_all_that_can_be_saved_comes_back(tmp_path):
     policy_kwargs = {
         "net_arch": {"discrete": [8], "continuous": [4, 4], "value": []},
         "linear_laws": 3,
+        "linear_gain": 2.5,
         "softplus_beta": 8.0,
         "activation_fn": torch.nn.SiLU,
         "linear_path": ("value",),
@@ -387,6 +388,7 @@ CRAFTED = {
     "other layers": (described("policy_kwargs", "net_arch", value=[16]), "shape"),
     "enormous layers": (described("policy_kwargs", "net_arch", value=[2**31, 2**31]), "refused"),
     "a corner blunter than softplus": (described("policy_kwargs", "softplus_beta", value=0.5), "softplus_beta"),
+    "a gain of nothing": (described("policy_kwargs", "linear_gain", value=0), "linear_gain"),
     "a corner that is text": (described("policy_kwargs", "softplus_beta", value="8"), "softplus_beta"),
     "enormously many laws": (described("policy_kwargs", "linear_laws", value=2**40), "refused"),
     "very many layers": (described("policy_kwargs", "net_arch", value=[1] * 200_000), "net_arch"),
