@@ -28,7 +28,7 @@ class Arrival(BaseCallback):
     :param cost: to arrive at
     """
 
-    idle_at_steps = True  # for ranks; but for the iteration after the arrival it is
+    reads_arrays = False  # else every step would be copied to numpy for it
 
     def __init__(self, run: Run, cost: float):
         super().__init__()

@@ -327,8 +327,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
             if not isinstance(names, list | tuple) or not set(names) <= set(COMPONENTS):
                 raise ValueError(f"{argument} must be a list of some of {COMPONENTS}, got {names!r}")
         self.linear_path, self.quadratic_path, self.muon = tuple(linear_path), tuple(quadratic_path), tuple(muon)
-        self.linear_laws, self.linear_gain = check_count("linear_laws", linear_laws), linear_gain
-        self.softplus_beta = softplus_beta
+        self.linear_laws = check_count("linear_laws", linear_laws)
+        self.linear_gain, self.softplus_beta = linear_gain, softplus_beta
         # SB3 knows no Tuple: it is shown the Box, and what it builds from that is overridden here.
         super().__init__(observation_space, box, lr_schedule, net_arch=net_arch, log_std_init=log_std_init, **kwargs)
         self.action_space = action_space
