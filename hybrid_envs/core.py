@@ -76,7 +76,8 @@ class HybridEnv(gym.Env[np.ndarray, tuple[Any, np.ndarray]], ABC, Generic[StateT
     :param observation_size: d, the length of an observation
     :param horizon: T, the number of periods of an episode
     :param action_scale: typical magnitude of b, scalar or shape ``(n,)``; policies measure b in this unit
-    :param observation_scale: typical magnitude of observations, scalar or shape ``(d,)``; policies divide by it
+    :param observation_scale: typical magnitude of observations, or where decisions turn on much smaller differences, of these;
+        scalar or shape ``(d,)``; policies divide by it
     :param factor_sizes: J_1..J_m, the number of regimes of each factor; one factor of J regimes, a Discrete, unless given
     :param factor_of: for each coordinate of b the factor that bounds it, counted from 0, or
         :data:`~hybrid_envs.factors.NO_FACTOR`, shape ``(n,)``; goes with ``factor_sizes``

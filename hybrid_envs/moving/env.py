@@ -15,6 +15,8 @@ ACCELERATE, TURN, BRAKE = 0, 1, 2
 FIELD_SIZE = 1.0
 """The field is the square [-1, 1]²."""
 TARGET_RADIUS = 0.1
+POSITION_SCALE = 0.3
+"""Of coordinates in observations: the field is of size 1, but what matters in the end is a target of a tenth of that."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,12 @@ class HybridMovingEnv(HybridEnv[MovingState]):
         bounds = np.zeros((3, 2, n_agents, 2))
         bounds[ACCELERATE, 0] = 0.0, 1.0
         bounds[TURN, 1] = -1.0, 1.0
+        place = [POSITION_SCALE] * 2
+        of_agent = [*place, 1.0, 1.0, 1.0, *place, TARGET_RADIUS, 1.0]
         super().__init__(
             action_bounds=bounds.reshape(3, 2 * n_agents, 2),
             observation_size=9 * n_agents + 1,
+            observation_scale=np.append(np.tile(of_agent, n_agents), 1.0),
             horizon=horizon,
             factor_sizes=[3] * n_agents if regimes == "own" else None,
             factor_of=np.tile(np.arange(n_agents), 2) if regimes == "own" else None,

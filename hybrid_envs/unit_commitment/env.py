@@ -178,15 +178,20 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
             if not free and np.any(np.asarray(given) > least):
                 raise ValueError(f"{name} = {given!r} is for commitments = 'free', not for {commitments!r}")
         longest_hold = max(self.params.min_up_time.max(), self.params.min_down_time.max()) - 1
-        n_shown, self.n_held = n_generators + 4 + FORECAST_HOURS, n_generators if longest_hold else 0
+        self.n_held = n_generators if longest_hold else 0
+        # What decisions turn on: an hour of charging, and in forecasts a unit more or less, or a surprise, not a whole day's swing.
+        hour_of_power = min(self.params.battery_power / self.params.battery_energy, 1.0)
+        unit = (self.params.max_output.mean() + self.net_load.std.mean()) / self.net_load.peak
+        scales = [1.0, hour_of_power, unit, max(longest_hold, 1.0)]
+        observation_scale = np.repeat(scales, [3 + n_generators, 1, FORECAST_HOURS, self.n_held])
         limits = np.stack([self.params.min_output, self.params.max_output], axis=-1)
         battery = np.tile(self.params.battery_power * np.array([-1.0, 1.0]), (len(units_on), 1, 1))
         super().__init__(
             action_bounds=np.concatenate([units_on[:, :, None] * limits, battery], axis=1),
-            observation_size=n_shown + self.n_held,
+            observation_size=len(observation_scale),
             horizon=horizon,
             action_scale=np.append(self.params.max_output, self.params.battery_power),
-            observation_scale=np.repeat([1.0, max(longest_hold, 1.0)], [n_shown, self.n_held]),
+            observation_scale=observation_scale,
             factor_sizes=[2] * n_generators if free else None,
             factor_of=[*range(n_generators), NO_FACTOR] if free else None,
             active_limits=(min_units_on, n_generators) if min_units_on else None,
