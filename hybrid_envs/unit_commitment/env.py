@@ -179,7 +179,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
                 raise ValueError(f"{name} = {given!r} is for commitments = 'free', not for {commitments!r}")
         longest_hold = max(self.params.min_up_time.max(), self.params.min_down_time.max()) - 1
         self.n_held = n_generators if longest_hold else 0
-        # What decisions turn on: an hour of charging, and in forecasts a unit more or less, or a surprise, not a whole day's swing.
+        # What decisions turn on: an hour of charging, and in forecasts a unit more or less, or a surprise; not a day's swing.
         hour_of_power = min(self.params.battery_power / self.params.battery_energy, 1.0)
         unit = (self.params.max_output.mean() + self.net_load.std.mean()) / self.net_load.peak
         scales = [1.0, hour_of_power, unit, max(longest_hold, 1.0)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hybrid_envs import HybridAction, HybridMovingEnv, HybridSlidingEnv, check_hybrid_env
-from hybrid_envs.moving.env import ACCELERATE, BRAKE, TURN, MovingState
+from hybrid_envs.moving.env import ACCELERATE, BRAKE, TARGET_RADIUS, TURN, MovingState
 from hybrid_envs.solvers import AlignAndStop, evaluate, success_rate
 
 BOTH = pytest.mark.parametrize("env_class", [HybridMovingEnv, HybridSlidingEnv])
@@ -324,6 +324,15 @@ def test_a_policy_that_never_moves_fails_but_for_lucky_starts():
 def test_success_is_told_from_the_costs_of_an_episode():
     costs = torch.tensor([[0.001, -0.02, 0.001], [-0.999, 0.001, 1.0], [0.0, 0.001, 0.0]])
     assert HybridMovingEnv(horizon=3).success(costs).tolist() == [True, False, False]
+
+
+@BOTH
+def test_networks_see_the_targets_edge_at_distance_1(env_class):
+    env = env_class(2)
+    state = env.template()
+    state = state._replace(position=state.target + torch.tensor([TARGET_RADIUS, 0.0]))
+    seen = (env.observation(state) / torch.as_tensor(env.observation_scale))[0, :-1].view(2, 9)
+    np.testing.assert_allclose(seen[:, 7], 1.0, rtol=1e-5)
 
 
 # ---- bad input and pictures --------------------------------------------------------------------------------------------

@@ -331,6 +331,20 @@ def test_the_picture_marks_the_number_of_units_on(monkeypatch):
     np.testing.assert_allclose(series[:, 1], [0.0, 0.75, 0.0, 0.25])
 
 
+@pytest.mark.parametrize("kwargs", [{}, {"n_generators": 20}, {"n_generators": 50}, {"n_generators": 20, "min_up_time": 3}])
+def test_networks_see_a_unit_more_of_demand_as_a_number_near_1(kwargs):
+    env = HybridUnitCommitmentEnv(**kwargs, commitments="free")
+    state = env.template()
+    scale = torch.as_tensor(env.observation_scale)
+    seen = env.observation(state) / scale
+    unit = env.params.max_output.mean() / env.net_load.std[0] / env.net_load.persistence  # in deviations of the last hour
+    level = env.params.battery_power  # kWh in an hour
+    more = state._replace(deviation=state.deviation + unit, energy=state.energy + level)
+    change = (env.observation(more) / scale - seen)[0, 3 + env.n_generators :]
+    assert change[0] == pytest.approx(1.0)  # of the battery
+    assert 0.2 < change[1] < 1.0  # of the forecast for this hour
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
