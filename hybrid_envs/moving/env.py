@@ -139,10 +139,11 @@ class HybridMovingEnv(HybridEnv[MovingState]):
         bounds[TURN, 1] = -1.0, 1.0
         place = [POSITION_SCALE] * 2
         of_agent = [*place, 1.0, 1.0, 1.0, *place, TARGET_RADIUS, 1.0]
+        observation_scale = np.append(np.tile(of_agent, n_agents), 1.0)
         super().__init__(
             action_bounds=bounds.reshape(3, 2 * n_agents, 2),
-            observation_size=9 * n_agents + 1,
-            observation_scale=np.append(np.tile(of_agent, n_agents), 1.0),
+            observation_size=len(observation_scale),
+            observation_scale=observation_scale,
             horizon=horizon,
             factor_sizes=[3] * n_agents if regimes == "own" else None,
             factor_of=np.tile(np.arange(n_agents), 2) if regimes == "own" else None,
