@@ -158,6 +158,7 @@ ALLOWED = {
     "squash_output": SWITCH,
     "autoregressive": SWITCH,
     "points_see_regime": SWITCH,
+    "project_points": SWITCH,
     "linear_laws": COUNT,
     "linear_gain": Allowed(float, 0, above=True),
     "softplus_beta": Allowed(float, 1),

@@ -303,6 +303,7 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "linear_laws": model.policy.linear_laws,
         "linear_gain": model.policy.linear_gain,
         "softplus_beta": model.policy.softplus_beta,
+        "project_points": model.policy.project_points,
         "muon": ", ".join(model.policy.muon),
     }
     values: dict[str, float | str] = {name: float(getattr(model, name)) for name in numbers}

@@ -41,14 +41,21 @@ class Tower(nn.Module):
     coordinate: z·scale if unbounded, low + scale·softplus(z) or high - scale·softplus(z) if bounded on one side, and
     low + (high - low)·sigmoid(z) on an interval.
 
+    Projected onto its bounds a point is low + scale·max(z + ln 2, 0), or low + (high - low)·(1/2 + z/4) clipped to the interval,
+    the same for z = 0. On a bound the gradient of clipping is 0, whatever would be better, and so a point that was once driven
+    there would stay for ever. There z follows the gradient with respect to the point wherever that leads back inside, as in
+    projected gradient descent ("zeroing gradients": Hausknecht, Stone 2016, arXiv 1511.04143, section 5).
+
     :param bounds: shape ``(J, n, 2)``, infinite where unbounded
     :param scale: typical magnitude of b, shape ``(n,)``
     :param softplus_beta: β of log(1 + exp(β z')) / β, torch's softplus: the larger, the sharper is the corner where points
         leave their bound, as in (S - stock)⁺. z' = z + c, so that z = 0 is the same point for every β
+    :param projected: whether points are projected onto their bounds
     """
 
-    def __init__(self, bounds: np.ndarray, scale: np.ndarray, softplus_beta: float = 1.0):
+    def __init__(self, bounds: np.ndarray, scale: np.ndarray, softplus_beta: float = 1.0, projected: bool = False):
         super().__init__()
+        self.projected = projected
         self.beta = softplus_beta
         self.shift = math.log(2) + math.log1p(-(2.0**-softplus_beta)) / softplus_beta
         low, high = torch.as_tensor(bounds).unbind(-1)
@@ -81,11 +88,46 @@ class Tower(nn.Module):
         z = z.unflatten(1, (self.n_regimes, self.action_size))
         squashed = z
         if self.has_interval:
-            squashed = torch.sigmoid(z) if self.all_interval else torch.where(self.interval, torch.sigmoid(z), z)
+            share = self._share(z)
+            squashed = share if self.all_interval else torch.where(self.interval, share, z)
         if self.has_one_sided:
-            positive = F.softplus(z + self.shift if self.shift else z, self.beta)
-            squashed = positive if self.all_one_sided else torch.where(self.one_sided, positive, squashed)
+            excess = self._excess(z)
+            squashed = excess if self.all_one_sided else torch.where(self.one_sided, excess, squashed)
         return self.base + self.slope * squashed
+
+    def _share(self, z: torch.Tensor) -> torch.Tensor:
+        """Of an interval, in [0, 1]."""
+        return project(0.5 + z / 4, 0.0, 1.0) if self.projected else torch.sigmoid(z)
+
+    def _excess(self, z: torch.Tensor) -> torch.Tensor:
+        """Over a bound, in units of the scale."""
+        if self.projected:
+            return project(z + math.log(2), 0.0, math.inf)
+        return F.softplus(z + self.shift if self.shift else z, self.beta)
+
+
+class _Projection(torch.autograd.Function):
+    """Clipping, with a gradient wherever a step against it leads back inside."""
+
+    @staticmethod
+    def forward(ctx: Any, z: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        ctx.save_for_backward(z)
+        ctx.low, ctx.high = low, high
+        return z.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (z,) = ctx.saved_tensors
+        outwards = ((z < ctx.low) & (gradient > 0)) | ((z > ctx.high) & (gradient < 0))
+        return gradient.masked_fill(outwards, 0.0), None, None
+
+
+def project(z: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """
+    :return: z clipped to [low, high]. What is minimised by its gradient comes back from beyond the ends
+    """
+    # A graph that is exported needs no way back.
+    return z.clamp(low, high) if torch.compiler.is_compiling() else _Projection.apply(z, low, high)
 
 
 class _TanhBySigmoid(torch.autograd.Function):
@@ -275,6 +317,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         sum of all learning rates, where many units of a hidden layer move together: with a gain it needs fewer steps
     :param softplus_beta: how sharp the corner is where points bounded on one side leave their bound (:class:`Tower`); 1 unless
         given
+    :param project_points: whether points are projected onto their bounds, instead of squashed by sigmoid and softplus, which
+        leave no gradient to those that were driven to an end of their range (:class:`Tower`)
     :param muon: the networks whose matrices Muon moves, not Adam (:class:`~sb3_hpo.optimizers.MuonAdam`); none unless given.
         Of use to ``continuous`` where points are a matter of many dimensions
     :param log_std_init: initial logarithm of the standard deviation of b
@@ -304,6 +348,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         linear_laws: int = 1,
         linear_gain: float = 1.0,
         softplus_beta: float = 1.0,
+        project_points: bool = False,
         muon: Sequence[str] = (),
         log_std_init: float = 0.0,
         **kwargs: Any,
@@ -328,7 +373,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
                 raise ValueError(f"{argument} must be a list of some of {COMPONENTS}, got {names!r}")
         self.linear_path, self.quadratic_path, self.muon = tuple(linear_path), tuple(quadratic_path), tuple(muon)
         self.linear_laws = check_count("linear_laws", linear_laws)
-        self.linear_gain, self.softplus_beta = linear_gain, softplus_beta
+        self.linear_gain, self.softplus_beta, self.project_points = linear_gain, softplus_beta, project_points
         # SB3 knows no Tuple: it is shown the Box, and what it builds from that is overridden here.
         super().__init__(observation_space, box, lr_schedule, net_arch=net_arch, log_std_init=log_std_init, **kwargs)
         self.action_space = action_space
@@ -362,7 +407,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
             if component.mixture is not None:  # laws that are alike would learn alike
                 nn.init.normal_(component.mixture.laws.weight, std=LAW_SPREAD)
             self.components[name] = component
-        self.tower = Tower(self.action_bounds, self.action_scale, self.softplus_beta)
+        self.tower = Tower(self.action_bounds, self.action_scale, self.softplus_beta, self.project_points)
         self.coupling = Coupling(self.factors) if self.autoregressive else None
         self.std_unit: torch.Tensor
         self.obs_unit: torch.Tensor
@@ -395,7 +440,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
         networks = ("autoregressive", "points_see_regime", "linear_path", "quadratic_path", "linear_laws", "muon")
-        own = ("action_bounds", "action_scale", "observation_scale", *networks, "linear_gain", "softplus_beta")
+        own = ("action_bounds", "action_scale", "observation_scale", *networks, "linear_gain", "softplus_beta", "project_points")
         factors = {"factor_of": self.factors.factor_of, "active_limits": self.factors.active_limits}
         return data | {name: getattr(self, name) for name in own} | factors
 

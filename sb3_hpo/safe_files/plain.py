@@ -34,7 +34,7 @@ INTEGERS = ("factor_of", "active_limits")
 """Arguments of the policy that are lists of integers, or nothing."""
 OTHER_POLICY_KEYS = (
     *("autoregressive", "log_std_init", "net_arch", "normalize_images", "optimizer_kwargs", "ortho_init"),
-    *("linear_gain", "linear_laws", "points_see_regime", "softplus_beta"),
+    *("linear_gain", "linear_laws", "points_see_regime", "project_points", "softplus_beta"),
     *(*INTEGERS, *NETWORKS),
 )
 POLICY_KEYS = (*CLASSES, *OTHER_POLICY_KEYS)

@@ -87,23 +87,70 @@ def test_a_sharp_corner_leaves_the_first_points_where_they_are():
         torch.testing.assert_close(Tower(BOUNDS, SCALE, beta)(z), Tower(BOUNDS, SCALE)(z))
 
 
-@pytest.mark.parametrize("beta", [1.0, 16.0])
+@pytest.mark.parametrize("corner", [{}, {"softplus_beta": 16.0}, {"projected": True}])
 @pytest.mark.parametrize("magnitude", [1.0, 30.0, 1e4, 1e30])
-def test_candidates_are_feasible_in_their_own_regime_whatever_the_network_says(magnitude, beta):
+def test_candidates_are_feasible_in_their_own_regime_whatever_the_network_says(magnitude, corner):
     z = magnitude * torch.randn(500, 15, generator=torch.Generator().manual_seed(0))
-    candidates = Tower(BOUNDS, SCALE, beta)(z).numpy()
+    candidates = Tower(BOUNDS, SCALE, **corner)(z).numpy()
     assert np.isfinite(candidates).all()
     assert (candidates >= BOUNDS[..., 0]).all()
     assert (candidates <= BOUNDS[..., 1]).all()
 
 
+def projected_by_hand(z, low, high, scale):
+    if math.isinf(low) and math.isinf(high):
+        return scale * z
+    if math.isinf(high):
+        return low + scale * max(z + math.log(2), 0.0)
+    if math.isinf(low):
+        return high - scale * max(z + math.log(2), 0.0)
+    return low + (high - low) * min(max(0.5 + z / 4, 0.0), 1.0)
+
+
+def test_projected_points_are_clipped_to_each_kind_of_bound():
+    z = 3 * torch.randn(20, 15, generator=torch.Generator().manual_seed(0))
+    candidates = Tower(BOUNDS, SCALE, projected=True)(z)
+    for row in range(20):
+        for regime in range(3):
+            for i in range(5):
+                low, high = map(float, BOUNDS[regime, i])
+                expected = projected_by_hand(z[row, 5 * regime + i].item(), low, high, float(SCALE[i]))
+                assert candidates[row, regime, i].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    origin = torch.zeros(1, 15)
+    torch.testing.assert_close(Tower(BOUNDS, SCALE, projected=True)(origin), Tower(BOUNDS, SCALE)(origin))
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, np.inf), (-np.inf, 1.0)])
+@pytest.mark.parametrize("start", [-30.0, 0.1, 30.0])
+def test_a_projected_point_comes_back_from_a_bound_and_goes_no_further_beyond_it(bounds, start):
+    tower = Tower(np.array([[bounds]], dtype=np.float32), np.ones(1, np.float32), projected=True)
+    low, high = bounds
+
+    def descend(target):
+        z = torch.tensor([[start]], requires_grad=True)
+        optimizer = torch.optim.SGD([z], lr=0.5)
+        for _ in range(500):
+            optimizer.zero_grad()
+            ((tower(z) - target) ** 2).sum().backward()
+            optimizer.step()
+        return z.item(), tower(z).item()
+
+    _, reached = descend(0.7)
+    assert reached == pytest.approx(0.7, abs=1e-3)
+    for target, bound in ((-1.0, low), (2.0, high)):
+        if math.isfinite(bound):
+            z, reached = descend(target)
+            assert reached == bound
+            assert abs(z) <= max(abs(start), 3.0)
+
+
 numbers = st.floats(-1e6, 1e6, width=32)
 
 
-@given(numbers, numbers, st.floats(-100, 100, width=32))
-def test_rounding_carries_no_candidate_over_the_ends_of_an_interval(end, other_end, z):
+@given(numbers, numbers, st.floats(-100, 100, width=32), st.booleans())
+def test_rounding_carries_no_candidate_over_the_ends_of_an_interval(end, other_end, z, projected):
     low, high = sorted((end, other_end))
-    tower = Tower(np.array([[[low, high]]], dtype=np.float32), np.ones(1, np.float32))
+    tower = Tower(np.array([[[low, high]]], dtype=np.float32), np.ones(1, np.float32), projected=projected)
     for raw in (z, 1e4, -1e4):
         assert low <= tower(torch.tensor([[raw]])).item() <= high
 
