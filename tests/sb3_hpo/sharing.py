@@ -100,8 +100,9 @@ def hpo_inventory() -> HPO:
 
 
 def hpo_kiln() -> HPO:
-    """Masks; a last minibatch of one row."""
-    return hpo(KilnEnv().to(dtype=torch.get_default_dtype()), batch_size=9)
+    """Masks; a last minibatch of one row; projected points."""
+    nets = {"net_arch": [8, 8], "project_points": True}
+    return hpo(KilnEnv().to(dtype=torch.get_default_dtype()), batch_size=9, policy_kwargs=nets)
 
 
 def hpo_brewery() -> HPO:

@@ -47,8 +47,9 @@ def undecided(model, seen):
     return (first - second < 1e-4).numpy()
 
 
-def test_the_onnx_graph_decides_as_predict_does_on_every_environment(env_id, tmp_path):
-    model = shaken(HPO("MlpPolicy", env_id, n_scenarios=2, seed=0))
+@pytest.mark.parametrize("project_points", [False, True])
+def test_the_onnx_graph_decides_as_predict_does_on_every_environment(env_id, project_points, tmp_path):
+    model = shaken(HPO("MlpPolicy", env_id, n_scenarios=2, seed=0, policy_kwargs={"project_points": project_points}))
     observations = observations_of(model, 10_000)
     close = undecided(model, observations)
     assert close.mean() < 0.01

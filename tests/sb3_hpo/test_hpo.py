@@ -490,6 +490,18 @@ def test_the_noise_on_the_point_has_the_scheduled_deviation_and_prediction_has_n
     assert sorted(set(given)) == pytest.approx([0.2, 0.4, 0.6, 0.8])
 
 
+@pytest.mark.parametrize("project_points", [False, True])
+def test_only_projected_points_come_back_from_an_end_of_their_range(project_points):
+    kwargs = {"net_arch": [8], "linear_path": [], "project_points": project_points}
+    model = HPO("MlpPolicy", PurseEnv(), n_scenarios=32, seed=0, continuous_learning_rate="lin_0.4", policy_kwargs=kwargs)
+    with torch.no_grad():  # far beyond the lower end, as if spending had been a bad idea for long
+        model.policy.component("continuous").output.bias.fill_(-20.0)
+    model.learn(150 * 4 * 32)
+    purses = np.stack([np.linspace(5, 20, 10), np.zeros(10)], axis=1).astype(np.float32)
+    _, spent = zip(*model.predict(purses, deterministic=True)[0], strict=True)
+    assert (np.array(spent) > 0.5).all() if project_points else (np.array(spent) < 0.01).all()
+
+
 def test_what_is_early_falls_to_0_in_the_first_half_of_training():
     model = hpo(inventory(), ent_coef="early_0.8", point_noise="early_0.4")
     done = [0.0, 0.25, 0.49, 0.5, 0.75, 1.0]
