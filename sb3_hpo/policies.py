@@ -44,7 +44,7 @@ class Tower(nn.Module):
     Projected onto its bounds a point is low + scale·max(z + ln 2, 0), or low + (high - low)·(1/2 + z/4) clipped to the
     interval, the same for z = 0. On a bound the gradient of clipping is 0, whatever would be better, and so a point that was
     once driven there would stay for ever. There z follows the gradient with respect to the point wherever that leads back
-    inside, as in projected gradient descent ("zeroing gradients": Hausknecht, Stone 2016, arXiv 1511.04143, section 5).
+    inside, as in projected gradient descent ("zeroing gradients": Hausknecht, Stone 2016, arXiv 1511.04143).
 
     :param bounds: shape ``(J, n, 2)``, infinite where unbounded
     :param scale: typical magnitude of b, shape ``(n,)``
@@ -440,10 +440,10 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         for sde_only in ("use_sde", "squash_output", "full_std", "use_expln"):
             data.pop(sde_only)
         units = ("action_bounds", "action_scale", "observation_scale")
-        networks = ("autoregressive", "points_see_regime", "linear_path", "quadratic_path", "linear_laws", "linear_gain", "muon")
-        own = (*units, *networks, "softplus_beta", "project_points")
+        networks = ("autoregressive", "points_see_regime", "linear_path", "quadratic_path", "muon")
+        numbers = ("linear_laws", "linear_gain", "softplus_beta", "project_points")
         factors = {"factor_of": self.factors.factor_of, "active_limits": self.factors.active_limits}
-        return data | {name: getattr(self, name) for name in own} | factors
+        return data | {name: getattr(self, name) for name in (*units, *networks, *numbers)} | factors
 
     @property
     def n_components(self) -> int | None:
