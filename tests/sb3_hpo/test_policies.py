@@ -12,14 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hybrid_envs.spaces import hybrid_action_space, unpack
-from sb3_hpo.policies import (
-    COMPONENTS,
-    Component,
-    DeterministicPointPolicy,
-    HybridActorCriticPolicy,
-    HybridMultiInputPolicy,
-    Tower,
-)
+from sb3_hpo.networks import Component, Tower
+from sb3_hpo.policies import COMPONENTS, DeterministicPointPolicy, HybridActorCriticPolicy, HybridMultiInputPolicy
 
 INF = np.inf
 BOUNDS = np.array(  # every kind of bound, and another kind for the same coordinate in the other regimes
