@@ -243,7 +243,9 @@ class HPO(HybridPPO):
         elif self._iteration % DIAGNOSTICS_INTERVAL:
             cross = score_loss(self._live.log_probs, advantages / scale)
             (pathwise + self.cross_weight * cross).backward(inputs=kappa)
-        else:  # the same gradient in several passes, to see the second term on its own
+        else:
+            # The same gradient in several passes, to see the second term on its own; but for points that are projected from
+            # beyond their bounds, where each pass on its own is let through if it leads back inside.
             self._measure_cross_term(kappa, self._live.log_probs, advantages / scale)
             pathwise.backward(inputs=kappa)
         self.policy.optimizer.step()

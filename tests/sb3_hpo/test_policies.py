@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from functools import partial
 
 import numpy as np
 import pytest
@@ -50,35 +51,56 @@ def observe(batch_size, seed=0):
 # ---- candidates ------------------------------------------------------------------------------------------------------
 
 
-def candidate_by_hand(z, low, high, scale, beta):
-    u = beta * z + math.log(2**beta - 1)
-    softplus = (max(u, 0.0) + math.log1p(math.exp(-abs(u)))) / beta
+def by_hand(z, low, high, scale, share, excess):
     if math.isinf(low) and math.isinf(high):
         return scale * z
     if math.isinf(high):
-        return low + scale * softplus
+        return low + scale * excess(z)
     if math.isinf(low):
-        return high - scale * softplus
-    return low + (high - low) / (1 + math.exp(-z))
+        return high - scale * excess(z)
+    return low + (high - low) * share(z)
 
 
-@pytest.mark.parametrize("beta", [1, 2.5, 16.0])
-def test_the_tower_follows_the_formula_of_each_kind_of_bound(beta):
+def sigmoid(z):
+    return 1 / (1 + math.exp(-z))
+
+
+def softplus(z, beta):
+    u = beta * z + math.log(2**beta - 1)
+    return (max(u, 0.0) + math.log1p(math.exp(-abs(u)))) / beta
+
+
+def clipped_share(z):
+    return min(max(0.5 + z / 4, 0.0), 1.0)
+
+
+def clipped_excess(z):
+    return max(z + math.log(2), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("corner", "share", "excess"),
+    [
+        *(({"softplus_beta": beta}, sigmoid, partial(softplus, beta=beta)) for beta in (1, 2.5, 16.0)),
+        ({"projected": True}, clipped_share, clipped_excess),
+    ],
+)
+def test_the_tower_follows_the_formula_of_each_kind_of_bound(corner, share, excess):
     z = 3 * torch.randn(20, 15, generator=torch.Generator().manual_seed(0))
-    candidates = Tower(BOUNDS, SCALE, beta)(z)
+    candidates = Tower(BOUNDS, SCALE, **corner)(z)
     assert candidates.shape == (20, 3, 5)
     for row in range(20):
         for regime in range(3):
             for i in range(5):
                 low, high = map(float, BOUNDS[regime, i])
-                expected = candidate_by_hand(z[row, 5 * regime + i].item(), low, high, float(SCALE[i]), beta)
+                expected = by_hand(z[row, 5 * regime + i].item(), low, high, float(SCALE[i]), share, excess)
                 assert candidates[row, regime, i].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
-def test_a_sharp_corner_leaves_the_first_points_where_they_are():
+@pytest.mark.parametrize("corner", [*({"softplus_beta": beta} for beta in (2.0, 16.0, 1e3)), {"projected": True}])
+def test_a_sharp_corner_leaves_the_first_points_where_they_are(corner):
     z = torch.zeros(1, 15)
-    for beta in (2.0, 16.0, 1e3):
-        torch.testing.assert_close(Tower(BOUNDS, SCALE, beta)(z), Tower(BOUNDS, SCALE)(z))
+    torch.testing.assert_close(Tower(BOUNDS, SCALE, **corner)(z), Tower(BOUNDS, SCALE)(z))
 
 
 @pytest.mark.parametrize("corner", [{}, {"softplus_beta": 16.0}, {"projected": True}])
@@ -89,29 +111,6 @@ def test_candidates_are_feasible_in_their_own_regime_whatever_the_network_says(m
     assert np.isfinite(candidates).all()
     assert (candidates >= BOUNDS[..., 0]).all()
     assert (candidates <= BOUNDS[..., 1]).all()
-
-
-def projected_by_hand(z, low, high, scale):
-    if math.isinf(low) and math.isinf(high):
-        return scale * z
-    if math.isinf(high):
-        return low + scale * max(z + math.log(2), 0.0)
-    if math.isinf(low):
-        return high - scale * max(z + math.log(2), 0.0)
-    return low + (high - low) * min(max(0.5 + z / 4, 0.0), 1.0)
-
-
-def test_projected_points_are_clipped_to_each_kind_of_bound():
-    z = 3 * torch.randn(20, 15, generator=torch.Generator().manual_seed(0))
-    candidates = Tower(BOUNDS, SCALE, projected=True)(z)
-    for row in range(20):
-        for regime in range(3):
-            for i in range(5):
-                low, high = map(float, BOUNDS[regime, i])
-                expected = projected_by_hand(z[row, 5 * regime + i].item(), low, high, float(SCALE[i]))
-                assert candidates[row, regime, i].item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
-    origin = torch.zeros(1, 15)
-    torch.testing.assert_close(Tower(BOUNDS, SCALE, projected=True)(origin), Tower(BOUNDS, SCALE)(origin))
 
 
 @pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, np.inf), (-np.inf, 1.0)])
