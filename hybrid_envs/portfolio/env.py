@@ -67,8 +67,10 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
     weights v = b / max(1, Σ_i b_i). Weights are never negative and never add up to more than 1, whatever b is; every
     such portfolio can be reached, by b = v.
 
-    With ``fixed_cost_per_asset`` it is ``Tuple(MultiDiscrete([2] * n_assets), Box)``: factor x_i is whether asset i is traded,
-    and bounds b_i to 0 if it is not. Assets that are not traded keep their weights w_i, and those that are share what is left:
+    With ``fixed_cost_per_asset`` it is ``Tuple(MultiDiscrete([2] * (n_assets + 1)), Box)``: the first factor is whether to trade
+    at all, and factor i + 1 whether asset i is among what is traded, if anything is; it bounds b_i to 0 if it is not. The first
+    factor alone would not be needed. It is what coordinates the assets, as the items of a joint replenishment, since K is paid
+    once for all of them. Assets that are not traded keep their weights w_i, and those that are share what is left:
     v_i = b_i / max(1, Σ b / ρ) with ρ = 1 - Σ w over the assets not traded, and Σ b over those traded.
 
     ## Observation Space
@@ -166,8 +168,8 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
             )
         super().__init__(
             action_bounds=np.array([[[0.0, 0.0]] * n_assets, [[0.0, np.inf]] * n_assets]),
-            factor_sizes=[2] * n_assets if self.per_asset else None,
-            factor_of=np.arange(n_assets) if self.per_asset else None,
+            factor_sizes=[2] * (n_assets + 1) if self.per_asset else None,
+            factor_of=np.arange(1, n_assets + 1) if self.per_asset else None,
             observation_size=n_assets,
             horizon=horizon,
             action_scale=params.target,
@@ -222,7 +224,7 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
         """The weight of each asset, and the growth lost in each period with the rebalancings marked."""
         weights = np.stack([frame.state.weight[0].cpu().numpy() for frame in frames])
         if self.per_asset:
-            frames = [f if f.regime is None else f._replace(regime=int(np.any(f.regime))) for f in frames]
+            frames = [f if f.regime is None else f._replace(regime=_any_traded(f.regime)) for f in frames]
         return draw_episode(frames, weights, "share of wealth", {REBALANCE: "rebalanced"}, self.horizon)
 
     def _held(self, state: PortfolioState, action: HybridAction) -> torch.Tensor:
@@ -239,7 +241,14 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
 
     def _traded(self, action: HybridAction) -> torch.Tensor:
         """Whether all assets are traded, bool, shape ``(batch, 1)``; or which of them, shape ``(batch, n_assets)``."""
-        return action.regime == REBALANCE if self.per_asset else (action.regime == REBALANCE)[:, None]
+        chosen = action.regime == REBALANCE
+        return chosen[:, :1] & chosen[:, 1:] if self.per_asset else chosen[:, None]
+
+
+def _any_traded(regime: int | np.ndarray) -> int:
+    """Whether any asset is traded, 0 or 1; regime with one factor an asset."""
+    together, *assets = np.asarray(regime).tolist()
+    return int(together and any(assets))
 
 
 def weight_volatility(params: PortfolioParams) -> np.ndarray:

@@ -231,10 +231,10 @@ def as_action(per_asset: bool, trades: np.ndarray, goal: np.ndarray) -> tuple[np
     :param per_asset: whether each asset has a factor of its own
     :param trades: which assets are traded, bool, shape ``(batch, n_assets)``
     :param goal: to which weights, those of assets not traded being the present ones, same shape
-    :return: regimes, shape ``(batch, n_assets)`` or ``(batch,)``, and points, shape ``(batch, n_assets)``
+    :return: regimes, shape ``(batch, 1 + n_assets)`` or ``(batch,)``, and points, shape ``(batch, n_assets)``
     """
     goal = np.maximum(goal, 0.0)  # weights of 0 may be rounded below it
-    if per_asset:
-        return trades.astype(np.int64), trades * goal
     due = np.any(trades, axis=1)
+    if per_asset:
+        return np.column_stack([due, trades]).astype(np.int64), trades * goal
     return due.astype(np.int64), due[:, None] * goal

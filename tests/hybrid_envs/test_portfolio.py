@@ -54,7 +54,7 @@ def test_a_period_of_rebalancing_by_hand():
 def test_a_period_of_trading_one_asset_by_hand():
     env = HybridPortfolioEnv(**TWO_ASSETS, fixed_cost_per_asset=[0.02, 0.03]).to(dtype=torch.float64)
     _, state = two_assets()
-    result = env.step_torch(state, act([1, 0], [0.4, 0.0]), torch.tensor(RETURNS).double())
+    result = env.step_torch(state, act([1, 1, 0], [0.4, 0.0]), torch.tensor(RETURNS).double())
     # 0.1 bought at 10 %; 1 % for a trade, 2 % for that of asset 0; wealth 0.15 + 0.48 + 0.36
     np.testing.assert_allclose(result.state.weight, [[0.48 / 0.99, 0.36 / 0.99]], rtol=1e-6)
     shortfall = 0.5 * (0.04 * 0.01 - 2 * 0.01 * 0.1 * 0.2 + 0.09 * 0.04)
@@ -66,11 +66,12 @@ def test_assets_that_are_traded_share_what_the_others_leave():
     state = PortfolioState(torch.tensor([[0.3, 0.45, 0.1]]).double(), torch.zeros(1, dtype=torch.int64))
     still = torch.zeros(1, 3).double()
     for regime, point, weights in [
-        ([1, 0, 1], [0.2, 0.0, 0.3], [0.2, 0.45, 0.3]),  # it fits in what is left, 0.55
-        ([1, 0, 1], [1.0, 0.0, 1.2], [0.25, 0.45, 0.3]),
-        ([1, 0, 1], [0.0, 0.0, 0.0], [0.0, 0.45, 0.0]),
-        ([1, 1, 1], [1.0, 2.0, 1.0], [0.25, 0.5, 0.25]),  # all of them: as where the assets have no factors
-        ([0, 0, 0], [0.0, 0.0, 0.0], [0.3, 0.45, 0.1]),
+        ([1, 1, 0, 1], [0.2, 0.0, 0.3], [0.2, 0.45, 0.3]),  # it fits in what is left, 0.55
+        ([1, 1, 0, 1], [1.0, 0.0, 1.2], [0.25, 0.45, 0.3]),
+        ([1, 1, 0, 1], [0.0, 0.0, 0.0], [0.0, 0.45, 0.0]),
+        ([1, 1, 1, 1], [1.0, 2.0, 1.0], [0.25, 0.5, 0.25]),  # all of them: as where the assets have no factors
+        ([1, 0, 0, 0], [0.0, 0.0, 0.0], [0.3, 0.45, 0.1]),
+        ([0, 1, 1, 0], [0.2, 0.3, 0.0], [0.3, 0.45, 0.1]),  # nothing is traded, whatever the assets say
     ]:
         np.testing.assert_allclose(env.step_torch(state, act(regime, point), still).state.weight, [weights], atol=1e-12)
 
@@ -80,7 +81,7 @@ def test_there_is_a_finite_gradient_even_where_nothing_is_left_to_share():
     state = PortfolioState(torch.tensor([[0.0, 1.0]], requires_grad=True), torch.zeros(1, dtype=torch.int64))
     for bought in (0.0, 0.5):
         point = torch.tensor([[bought, 0.0]], requires_grad=True)
-        result = env.step_torch(state, HybridAction(torch.tensor([[1, 0]]), point), torch.zeros(1, 2))
+        result = env.step_torch(state, HybridAction(torch.tensor([[1, 1, 0]]), point), torch.zeros(1, 2))
         assert result.state.weight.tolist() == [[0.0, 1.0]]
         gradients = torch.autograd.grad(result.reward.sum() + result.state.weight[0, 0], [point, state.weight])
         assert all(gradient.isfinite().all() for gradient in gradients)
@@ -92,7 +93,7 @@ def test_trading_all_assets_costs_the_sum_more_where_each_has_its_own_cost():
     noise = torch.tensor(RETURNS).double()
     together, apart = (
         env.step_torch(state, act(1, [0.4, 0.25]), noise),
-        dearer.step_torch(state, act([1, 1], [0.4, 0.25]), noise),
+        dearer.step_torch(state, act([1, 1, 1], [0.4, 0.25]), noise),
     )
     np.testing.assert_allclose(together.state.weight, apart.state.weight, rtol=1e-12)
     paid = math.log(1 - 0.01 - 0.05) - math.log(1 - 0.01 - 0.05 - 0.05)
@@ -320,13 +321,13 @@ def test_the_bands_of_each_asset_by_hand():
     volatility = weight_volatility(apart.params)
     band = np.array([0.1, 0.06]) / volatility
     regimes, points = AssetBands(apart, band, slack=[0.0, 1.0]).act(deviation, np.zeros(3))
-    assert regimes.tolist() == [[0, 0], [1, 0], [0, 1]]
+    assert regimes.tolist() == [[0, 0, 0], [1, 1, 0], [1, 0, 1]]
     np.testing.assert_allclose(points, [[0, 0], [0.4, 0], [0, 0.2 - volatility[1]]], rtol=1e-6)
     regimes, points = AssetBands(together, band, slack=[0.0, 1.0]).act(deviation, np.zeros(3))
     assert regimes.tolist() == [0, 1, 1]  # an asset that is not to be traded is traded to where it is
     np.testing.assert_allclose(points, [[0, 0], [0.4, 0.25], [0.39, 0.2 - volatility[1]]], rtol=1e-6)
     regimes, points = NoTradeBand(apart, band=0.02, slack=0.5).act(np.array([[0.11, 0.001]]), np.zeros(1))
-    assert regimes.tolist() == [[1, 0]]  # within its slack
+    assert regimes.tolist() == [[1, 1, 0]]  # within its slack
     np.testing.assert_allclose(points, [[0.4 + 0.5 * volatility[0], 0]])
 
 
