@@ -67,11 +67,11 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
     weights v = b / max(1, Σ_i b_i). Weights are never negative and never add up to more than 1, whatever b is; every
     such portfolio can be reached, by b = v.
 
-    With ``fixed_cost_per_asset`` it is ``Tuple(MultiDiscrete([2] * (n_assets + 1)), Box)``: the first factor is whether to trade
-    at all, and factor i + 1 whether asset i is among what is traded, if anything is; it bounds b_i to 0 if it is not. The first
-    factor alone would not be needed. It is what coordinates the assets, as the items of a joint replenishment, since K is paid
-    once for all of them. Assets that are not traded keep their weights w_i, and those that are share what is left:
-    v_i = b_i / max(1, Σ b / ρ) with ρ = 1 - Σ w over the assets not traded, and Σ b over those traded.
+    With ``fixed_cost_per_asset`` it is ``Tuple(MultiDiscrete([2] * (n_assets + 1)), Box)``: the first factor is whether to
+    trade at all, and factor i + 1 whether asset i is traded, if anything is; b_i answers to it. The first factor alone would
+    not be needed. It is what coordinates the assets, since K is paid once for all of them, as in joint replenishment. Assets
+    that are not traded keep their weights w_i, and those that are share what is left: v_i = b_i / max(1, Σ b / ρ) with
+    ρ = 1 - Σ w over the assets not traded, and Σ b over those traded.
 
     ## Observation Space
     ``Box(-inf, inf, (n_assets,))``: the weights' deviations w - w*. It holds no clock.
