@@ -161,7 +161,7 @@ ALLOWED = {
     "project_points": SWITCH,
     "linear_laws": COUNT,
     "linear_gain": Allowed(float, 0, above=True),
-    "softplus_beta": Allowed(float, 1),
+    "softplus_beta": Allowed(float, 1, optional=True),
     # optimizer_kwargs
     "eps": Allowed(float, 0),
     "weight_decay": Allowed(float, 0),

@@ -57,7 +57,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
     :param linear_gain: by how much linear paths are multiplied; 1 unless given. A weight of theirs moves by no more than the
         sum of all learning rates, where many units of a hidden layer move together: with a gain it needs fewer steps
     :param softplus_beta: how sharp the corner is where points bounded on one side leave their bound
-        (:class:`~sb3_hpo.networks.Tower`); 1 unless given
+        (:class:`~sb3_hpo.networks.Tower`); 1 unless given, in HPO's policy 4
     :param project_points: whether points are projected onto their bounds, instead of squashed by sigmoid and softplus, which
         leave no gradient to those that were driven to an end of their range (:class:`~sb3_hpo.networks.Tower`)
     :param muon: the networks whose matrices Muon moves, not Adam (:class:`~sb3_hpo.optimizers.MuonAdam`); none unless given.
@@ -70,6 +70,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
     stochastic_point = True
     default_linear_path: tuple[str, ...] = ()
+    default_softplus_beta = 1.0
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         quadratic_path: Sequence[str] = (),
         linear_laws: int = 1,
         linear_gain: float = 1.0,
-        softplus_beta: float = 1.0,
+        softplus_beta: float | None = None,
         project_points: bool = False,
         muon: Sequence[str] = (),
         log_std_init: float = 0.0,
@@ -114,7 +115,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
                 raise ValueError(f"{argument} must be a list of some of {COMPONENTS}, got {names!r}")
         self.linear_path, self.quadratic_path, self.muon = tuple(linear_path), tuple(quadratic_path), tuple(muon)
         self.linear_laws = check_count("linear_laws", linear_laws)
-        self.linear_gain, self.softplus_beta, self.project_points = linear_gain, softplus_beta, project_points
+        self.linear_gain, self.project_points = linear_gain, project_points
+        self.softplus_beta = self.default_softplus_beta if softplus_beta is None else softplus_beta
         # SB3 knows no Tuple: it is shown the Box, and what it builds from that is overridden here.
         super().__init__(observation_space, box, lr_schedule, net_arch=net_arch, log_std_init=log_std_init, **kwargs)
         self.action_space = action_space
@@ -334,6 +336,8 @@ class DeterministicPointPolicy(HybridActorCriticPolicy):
     # Base-stock levels and linear-quadratic control are linear in the state. Exploration noise, too, would pass along a
     # linear path undamped, so that the Gaussian policy has none.
     default_linear_path = ("continuous",)
+    # Orders as (S - stock)⁺ have a corner. Whether a Gaussian around them gains by it was not tried.
+    default_softplus_beta = 4.0
 
     @in_shares
     def evaluate_actions(self, obs: PyTorchObs, actions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
