@@ -84,7 +84,7 @@ def make_env(problem: str, size: int) -> HybridEnv:
 
 
 def train(env: HybridEnv, n_scenarios: int, iterations: int, args: argparse.Namespace) -> tuple[HPO, Snapshots]:
-    kwargs: dict[str, Any] = {"net_arch": args.net_arch}
+    kwargs: dict[str, Any] = {"net_arch": args.net_arch, "softplus_beta": 1.0}
     if args.plain:
         kwargs["linear_path"] = ()
     model = HPO(

@@ -110,7 +110,7 @@ def hpo(env: HybridEnv, evaluated_on: HybridEnv, seed: int, steps: int, points: 
         n_scenarios=N_SCENARIOS,
         continuous_learning_rate="lin_3e-3",
         max_grad_norm=5.0,
-        policy_kwargs={"net_arch": NET_ARCH},
+        policy_kwargs={"net_arch": NET_ARCH, "softplus_beta": 1.0},
         seed=seed,
     )
     curve = CostCallback(evaluated_on, every=steps // points, gap=False)
