@@ -16,7 +16,7 @@ from hybrid_envs.inventory.policies import (
     lower_bound,
 )
 from hybrid_envs.moving.policies import AlignAndStop
-from hybrid_envs.portfolio.policies import AssetBands, NoTradeBand, RebalancingOptimum, best_rebalancing
+from hybrid_envs.portfolio.policies import NoTradeBand, RebalancingOptimum, best_rebalancing
 from hybrid_envs.procurement.policies import ItemOrders, TotalOrders
 from hybrid_envs.switched_lqr.bound import dual_lower_bound
 from hybrid_envs.switched_lqr.riccati import SingleMode, SwitchedRiccati, riccati
@@ -26,7 +26,6 @@ from hybrid_envs.unit_commitment.rolling import RollingHorizon
 
 __all__ = [
     "AlignAndStop",
-    "AssetBands",
     "CanOrder",
     "CappedDualIndex",
     "CappedSS",

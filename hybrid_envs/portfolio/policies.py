@@ -19,9 +19,9 @@ MAX_ITERATIONS = 1000
 SEARCH_ROWS = 2**8  # scenarios behind each candidate of the band search, times assets
 TEST_SCENARIOS = 2**10
 WIDEST_BAND = 20.0  # of the search, in typical deviations after one period
-WIDEST_SLACK = 6.0
-NARROWEST = 1e-2  # cost of trading an asset, relative to the dearest, below which its band narrows no further
-WIDEST_ASSET_BAND = 12.0  # in standard deviations of the change of the weight in a period
+WIDEST_SLACK = 6.0  # in standard deviations of the change of the weight in a period
+WIDEST_REACH = 12.0
+NARROWEST = 1e-2  # cost of trading an asset, relative to the dearest, below which its reach narrows no further
 
 
 class RebalancingOptimum(ReferencePolicy):
@@ -94,84 +94,51 @@ class NoTradeBand(ReferencePolicy):
     """
     Rebalance once the deviation from the target weights, √((w - w*)'Σ(w - w*)), exceeds ``band``. Then each asset is traded
     towards its target until it is ``slack`` standard deviations of its weight's change in a period away; assets that are
-    closer stay as they are. With fixed costs per asset these are not traded.
+    closer stay as they are. With fixed costs per asset these are not traded, nor are those within ``reach``, which are not
+    worth their fixed cost. With a band of 0 every asset is by itself.
 
     :param env: the problem
     :param band: at least 0
     :param slack: at least 0; at 0 all assets are traded to their targets
+    :param reach: at least 0, in the unit of ``slack``, scalar or shape ``(n_assets,)``; no less than the slack counts, and
+        without fixed costs per asset no more
     :raises ValueError: naming the parameter, if its value is not allowed
     """
 
-    def __init__(self, env: HybridPortfolioEnv, band: float, slack: float):
+    def __init__(self, env: HybridPortfolioEnv, band: float, slack: float, reach: float | np.ndarray = 0.0):
         self.env = env
         self.band = float(check_array("band", band, (), at_least=0.0))
         self.slack = float(check_array("slack", slack, (), at_least=0.0))
+        self.reach = check_array("reach", reach, (env.n_assets,), at_least=0.0)
 
     def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return banded(self.env, observation.astype(np.float64), self.band, self.slack)
+        return banded(self.env, observation.astype(np.float64), self.band, self.slack, self.reach)
 
     @classmethod
     def best(cls, env: HybridPortfolioEnv, seed: int = 0) -> "NoTradeBand":
         """
-        The best found by differential evolution on common scenarios; ``cost`` is estimated on other scenarios.
+        The best found by differential evolution on common scenarios, with reaches in proportion to the fourth root of what
+        trading the asset costs, as for small fixed costs (Morton and Pliska 1995); ``cost`` is estimated on other scenarios.
 
         :param seed: of the search and its scenarios
         """
         volatility = weight_volatility(env.params)
         typical = math.sqrt(volatility @ np.diag(np.diag(env.params.covariance)) @ volatility)
-        widest = np.array([WIDEST_BAND * typical, WIDEST_SLACK])
+        own = env.params.asset_fixed_cost
+        widest_reach = WIDEST_REACH * np.maximum(own / max(own.max(), 1e-12), NARROWEST) ** 0.25
+
+        def numbers(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            band, slack = WIDEST_BAND * typical * shares[..., 0], WIDEST_SLACK * shares[..., 1]
+            return band, slack, shares[..., 2:] * widest_reach if env.per_asset else np.zeros_like(slack)[..., None]
 
         def rules(shares: np.ndarray) -> Rule:
-            bands, slacks = (shares * widest).T
-            return lambda state: banded(env, env.observation(state).double().cpu().numpy(), bands, slacks)
+            band, slack, reach = numbers(shares)
+            return lambda state: banded(env, env.observation(state).double().cpu().numpy(), band, slack, reach)
 
-        best = search(env, rules, 2, max(SEARCH_ROWS // env.n_assets, 32), iterations=16, seed=seed)
-        policy = cls(env, *(widest * best))
-        policy.state_cost(evaluate(env, policy, TEST_SCENARIOS, seed + 1))
-        return policy
-
-
-class AssetBands(ReferencePolicy):
-    """
-    Every asset by itself: trade it once its weight deviates from the target by more than ``band`` standard deviations of the
-    weight's change in a period, until it is ``slack`` of them away.
-
-    :param env: the problem
-    :param band: at least 0, scalar or shape ``(n_assets,)``
-    :param slack: at least 0, likewise; no more than the band counts
-    :raises ValueError: naming the parameter, if its value is not allowed
-    """
-
-    def __init__(self, env: HybridPortfolioEnv, band: float | np.ndarray, slack: float | np.ndarray):
-        self.env = env
-        self.band = check_array("band", band, (env.n_assets,), at_least=0.0)
-        self.slack = check_array("slack", slack, (env.n_assets,), at_least=0.0)
-
-    def act(self, observation: np.ndarray, period: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return banded_apart(self.env, observation.astype(np.float64), self.band, self.slack)
-
-    @classmethod
-    def best(cls, env: HybridPortfolioEnv, seed: int = 0) -> "AssetBands":
-        """
-        The best found by differential evolution on common scenarios, with bands in proportion to the fourth root of what
-        trading an asset alone costs, as for small fixed costs (Morton and Pliska 1995), and one ratio of slack to band;
-        ``cost`` is estimated on other scenarios.
-
-        :param seed: of the search and its scenarios
-        """
-        alone = env.params.fixed_cost + env.params.asset_fixed_cost
-        width = WIDEST_ASSET_BAND * np.maximum(alone / max(alone.max(), 1e-12), NARROWEST) ** 0.25
-
-        def bands(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            band = shares[..., :1] * width
-            return band, shares[..., 1:] * band
-
-        def rules(shares: np.ndarray) -> Rule:
-            band, slack = bands(shares)
-            return lambda state: banded_apart(env, env.observation(state).double().cpu().numpy(), band, slack)
-
-        best = search(env, rules, 2, max(SEARCH_ROWS // env.n_assets, 32), iterations=16, seed=seed)
-        policy = cls(env, *bands(best))
+        n_numbers = 3 if env.per_asset else 2
+        best = search(env, rules, n_numbers, max(SEARCH_ROWS // env.n_assets, 32), iterations=16, seed=seed)
+        band, slack, reach = numbers(best)
+        policy = cls(env, float(band), float(slack), reach if env.per_asset else 0.0)
         policy.state_cost(evaluate(env, policy, TEST_SCENARIOS, seed + 1))
         return policy
 
@@ -179,18 +146,20 @@ class AssetBands(ReferencePolicy):
 def best_rebalancing(env: HybridPortfolioEnv) -> ReferencePolicy:
     """
     :param env: the problem
-    :return: the optimum where :class:`RebalancingOptimum` solves the problem, else a tuned :class:`NoTradeBand`, or with fixed
-        costs per asset :class:`AssetBands` if these cost less
+    :return: the optimum where :class:`RebalancingOptimum` solves the problem, else a tuned :class:`NoTradeBand`
     """
     try:
         return RebalancingOptimum(env)
     except ValueError:
-        together = NoTradeBand.best(env)
-        return min(together, AssetBands.best(env), key=lambda policy: policy.cost) if env.per_asset else together
+        return NoTradeBand.best(env)
 
 
 def banded(
-    env: HybridPortfolioEnv, deviation: np.ndarray, band: float | np.ndarray, slack: float | np.ndarray
+    env: HybridPortfolioEnv,
+    deviation: np.ndarray,
+    band: float | np.ndarray,
+    slack: float | np.ndarray,
+    reach: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
     The rule of :class:`NoTradeBand`.
@@ -199,31 +168,15 @@ def banded(
     :param deviation: w - w*, shape ``(batch, n_assets)``
     :param band: shared by the batch, or one for each row
     :param slack: likewise
+    :param reach: likewise, with a last dimension of 1 or one entry for each asset
     :return: regimes and points
     """
-    params = env.params
+    params, volatility = env.params, weight_volatility(env.params)
     far = np.sqrt(((deviation @ params.covariance) * deviation).sum(axis=1)) > band
-    left = np.reshape(slack, (-1, 1)) * weight_volatility(params)
-    trades = far[:, None] & ((np.abs(deviation) > left) | (not env.per_asset))
+    left = np.reshape(slack, (-1, 1)) * volatility
+    untouched = np.maximum(left, reach * volatility)
+    trades = far[:, None] & ((np.abs(deviation) > untouched) | (not env.per_asset))
     return as_action(env.per_asset, trades, params.target + np.clip(deviation, -left, left))
-
-
-def banded_apart(
-    env: HybridPortfolioEnv, deviation: np.ndarray, band: np.ndarray, slack: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    The rule of :class:`AssetBands`.
-
-    :param env: the problem
-    :param deviation: w - w*, shape ``(batch, n_assets)``
-    :param band: shape ``(n_assets,)``, or one for each row
-    :param slack: likewise
-    :return: regimes and points
-    """
-    volatility = weight_volatility(env.params)
-    trades = np.abs(deviation) > band * volatility
-    left = np.minimum(slack, band) * volatility
-    return as_action(env.per_asset, trades, env.params.target + np.where(trades, np.clip(deviation, -left, left), deviation))
 
 
 def as_action(per_asset: bool, trades: np.ndarray, goal: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

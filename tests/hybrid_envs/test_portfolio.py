@@ -10,7 +10,7 @@ import torch
 from hybrid_envs import HybridAction, HybridPortfolioEnv
 from hybrid_envs.portfolio.env import PortfolioState, weight_volatility
 from hybrid_envs.portfolio.policies import best_rebalancing
-from hybrid_envs.solvers import AssetBands, NoTradeBand, RebalancingOptimum, evaluate, reference_policy
+from hybrid_envs.solvers import NoTradeBand, RebalancingOptimum, evaluate, reference_policy
 
 TWO_ASSETS = {
     "n_assets": 2,
@@ -306,29 +306,34 @@ def test_the_tuned_band_is_within_one_percent_of_the_optimum(kwargs):
 
 
 @pytest.mark.parametrize(
-    ("band", "slack", "message"),
-    [(-0.1, 0.0, r"band = -0.1: must be finite and >= 0"), (0.1, np.nan, r"slack = nan: must be finite and >= 0")],
+    ("numbers", "message"),
+    [
+        ((-0.1, 0.0), r"band = -0.1: must be finite and >= 0"),
+        ((0.1, np.nan), r"slack = nan: must be finite and >= 0"),
+        ((0.1, 0.0, -2.0), r"reach\[0\] = -2.0: must be finite and >= 0"),
+    ],
 )
-def test_a_bad_parameter_of_the_band_is_named_with_its_value(band, slack, message):
+def test_a_bad_parameter_of_the_band_is_named_with_its_value(numbers, message):
     with pytest.raises(ValueError, match=message):
-        NoTradeBand(HybridPortfolioEnv(2), band, slack)
+        NoTradeBand(HybridPortfolioEnv(2), *numbers)
 
 
-def test_the_bands_of_each_asset_by_hand():
+def test_the_reach_of_each_asset_by_hand():
     deviation = np.array([[0.05, 0.0], [0.11, 0.05], [-0.01, -0.3]])
     kwargs = {"n_assets": 2, "target": [0.4, 0.2], "covariance": np.diag([0.04, 0.01])}
     apart, together = HybridPortfolioEnv(**kwargs, fixed_cost_per_asset=1e-3), HybridPortfolioEnv(**kwargs)
     volatility = weight_volatility(apart.params)
-    band = np.array([0.1, 0.06]) / volatility
-    regimes, points = AssetBands(apart, band, slack=[0.0, 1.0]).act(deviation, np.zeros(3))
+    reach = np.array([0.1, 0.06]) / volatility
+    regimes, points = NoTradeBand(apart, band=0.0, slack=0.5, reach=reach).act(deviation, np.zeros(3))
     assert regimes.tolist() == [[0, 0, 0], [1, 1, 0], [1, 0, 1]]
-    np.testing.assert_allclose(points, [[0, 0], [0.4, 0], [0, 0.2 - volatility[1]]], rtol=1e-6)
-    regimes, points = AssetBands(together, band, slack=[0.0, 1.0]).act(deviation, np.zeros(3))
-    assert regimes.tolist() == [0, 1, 1]  # an asset that is not to be traded is traded to where it is
-    np.testing.assert_allclose(points, [[0, 0], [0.4, 0.25], [0.39, 0.2 - volatility[1]]], rtol=1e-6)
+    np.testing.assert_allclose(points, [[0, 0], [0.4 + 0.5 * volatility[0], 0], [0, 0.2 - 0.5 * volatility[1]]], rtol=1e-6)
+    regimes, points = NoTradeBand(apart, band=0.023, slack=0.5, reach=reach).act(deviation, np.zeros(3))
+    assert regimes.tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 1]]  # deviations in the Σ-norm: 0.01, 0.0226, 0.0301
     regimes, points = NoTradeBand(apart, band=0.02, slack=0.5).act(np.array([[0.11, 0.001]]), np.zeros(1))
     assert regimes.tolist() == [[1, 1, 0]]  # within its slack
     np.testing.assert_allclose(points, [[0.4 + 0.5 * volatility[0], 0]])
+    regimes, _ = NoTradeBand(together, band=0.0, slack=0.5, reach=reach).act(deviation, np.zeros(3))
+    assert regimes.tolist() == [1, 1, 1]  # of all or none no reach counts
 
 
 def test_one_asset_with_a_cost_of_its_own_is_one_asset_with_the_sum_of_both():
@@ -336,14 +341,28 @@ def test_one_asset_with_a_cost_of_its_own_is_one_asset_with_the_sum_of_both():
     optimum, own_optimum = RebalancingOptimum(env), RebalancingOptimum(own)
     assert own_optimum.cost == pytest.approx(optimum.cost, rel=1e-9)
     assert evaluate(own, own_optimum, 32, seed=1) == pytest.approx(evaluate(env, optimum, 32, seed=1), rel=1e-4)
-    assert evaluate(own, AssetBands.best(own), 500, seed=1).mean() < 1.01 * evaluate(own, own_optimum, 500, seed=1).mean()
+    assert evaluate(own, NoTradeBand.best(own), 500, seed=1).mean() < 1.01 * evaluate(own, own_optimum, 500, seed=1).mean()
 
 
-def test_where_each_asset_has_its_own_cost_bands_of_their_own_are_best():
-    env = HybridPortfolioEnv(6, fixed_cost=0.0, fixed_cost_per_asset=1e-4)
-    best, together = best_rebalancing(env), NoTradeBand.best(env)
-    assert isinstance(best, AssetBands)
-    assert best.cost + best.half_width < together.cost - together.half_width
+def test_where_assets_share_no_cost_the_search_finds_a_reach_for_each():
+    own = np.tile([2e-5, 5e-4], 3)
+    env = HybridPortfolioEnv(6, fixed_cost=0.0, fixed_cost_per_asset=own)
+    best, one_for_all = best_rebalancing(env), []
+    assert isinstance(best, NoTradeBand) and (best.reach[::2] < best.reach[1::2]).all()
+    for reach in np.linspace(1, 6, 11):
+        policies = [NoTradeBand(env, 0.0, slack, reach) for slack in (0.0, 0.25, 0.5, 1.0)]
+        one_for_all += [evaluate(env, policy, 500, seed=3).mean() for policy in policies]
+    assert evaluate(env, best, 500, seed=3).mean() < 0.99 * min(one_for_all)
+
+
+def test_where_assets_share_a_fixed_cost_they_wait_for_each_other_and_small_trades_do_not_pay():
+    env = HybridPortfolioEnv(6, fixed_cost_per_asset=1e-4)
+    best = best_rebalancing(env)
+    assert isinstance(best, NoTradeBand) and (best.reach > best.slack).all()
+    others = [NoTradeBand(env, best.band, best.slack)]
+    others += [NoTradeBand(env, 0.0, slack, reach) for slack in (0.0, 0.5, 1.0) for reach in np.linspace(2, 8, 13)]
+    cost, *costs = (evaluate(env, policy, 500, seed=3).mean() for policy in (best, *others))
+    assert cost < 0.97 * min(costs)
 
 
 # ---- the reference -------------------------------------------------------------------------------------------------------
