@@ -183,7 +183,7 @@ def test_the_papers_settings_are_found_by_name_without_a_config_of_ones_own(tmp_
     arguments = ("train", "--algo", "hpo", "--env", ID, "--entry", "paper", "--env-kwargs", "n_items:1", "horizon:2")
     main([*arguments, "-n", "8", "-params", "n_envs:4", "-f", str(tmp_path), "--eval-freq", "-1", "--verbose", "0"])
     config = yaml.safe_load((tmp_path / "hpo" / f"{ID}_1" / ID / "config.yml").read_text())
-    assert config["policy_kwargs"] == {"net_arch": [512, 512], "linear_path": []}
+    assert config["policy_kwargs"] == {"net_arch": [512, 512], "linear_path": [], "softplus_beta": 1.0}
 
 
 def test_a_class_given_as_a_hyperparameter_is_saved_by_its_name(folder, tmp_path):
