@@ -44,6 +44,19 @@ def regimes_taken(frames: "list[Frame]") -> np.ndarray:
     return np.stack([np.full_like(taken[0], -1), *taken]) if taken else np.array([-1])
 
 
+def by_their_first_factor(frames: "list[Frame]") -> "list[Frame]":
+    """
+    :param frames: an episode whose first factor says whether any of the others counts, as an order has items on it
+    :return: the same with one regime: 1 where it does and another factor is 1, else 0
+    """
+
+    def any_chosen(regime: "int | np.ndarray") -> int:
+        together, *others = np.asarray(regime).tolist()
+        return int(together and any(others))
+
+    return [frame if frame.regime is None else frame._replace(regime=any_chosen(frame.regime)) for frame in frames]
+
+
 def draw_episode(
     frames: "list[Frame]", series: np.ndarray, label: str, regime_names: dict[int, str], horizon: int
 ) -> np.ndarray:

@@ -11,7 +11,7 @@ from hybrid_envs.checks import check_array, check_count, check_switch
 from hybrid_envs.core import Frame
 from hybrid_envs.demand import check_share, read_demand
 from hybrid_envs.instances import Drawable, Instances, Table, Uniform
-from hybrid_envs.rendering import draw_episode
+from hybrid_envs.rendering import by_their_first_factor, draw_episode
 from hybrid_envs.replenishment import ReplenishmentEnv, StockState, context_scale, weighted
 from hybrid_envs.spaces import HybridAction
 
@@ -337,18 +337,12 @@ class HybridInventoryEnv(ReplenishmentEnv):
         """Inventory position per item, and the cost of each period with the orders marked."""
         positions = np.array([frame.state.stock[0].sum(dim=0).cpu().numpy() for frame in frames])
         if self.itemised:
-            frames = [f if f.regime is None else f._replace(regime=_any_ordered(f.regime)) for f in frames]
+            frames = by_their_first_factor(frames)
         return draw_episode(frames, positions, "inventory position", {1: "order"}, self.horizon)
 
     def on_order(self, action: HybridAction) -> torch.Tensor:
         """Which items are ordered, 0 or 1, shape ``(batch, 1)`` where it is all of them or none, else ``(batch, n_items)``."""
         return action.regime[:, :1] * action.regime[:, 1:] if self.itemised else action.regime.unsqueeze(-1)
-
-
-def _any_ordered(regime: int | np.ndarray) -> int:
-    """Whether any item is on the order, 0 or 1; regime with one factor an item."""
-    together, *items = np.asarray(regime).tolist()
-    return int(together and any(items))
 
 
 def _starts(value: Drawable | None, n_items: int) -> Instances | None:

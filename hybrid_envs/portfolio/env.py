@@ -8,7 +8,7 @@ import torch
 
 from hybrid_envs.checks import check_array, check_count, check_definite
 from hybrid_envs.core import Frame, HybridEnv, settled_mean
-from hybrid_envs.rendering import draw_episode
+from hybrid_envs.rendering import by_their_first_factor, draw_episode
 from hybrid_envs.spaces import HybridAction
 
 HOLD, REBALANCE = 0, 1
@@ -224,7 +224,7 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
         """The weight of each asset, and the growth lost in each period with the rebalancings marked."""
         weights = np.stack([frame.state.weight[0].cpu().numpy() for frame in frames])
         if self.per_asset:
-            frames = [f if f.regime is None else f._replace(regime=_any_traded(f.regime)) for f in frames]
+            frames = by_their_first_factor(frames)
         return draw_episode(frames, weights, "share of wealth", {REBALANCE: "rebalanced"}, self.horizon)
 
     def _held(self, state: PortfolioState, action: HybridAction) -> torch.Tensor:
@@ -243,12 +243,6 @@ class HybridPortfolioEnv(HybridEnv[PortfolioState]):
         """Whether all assets are traded, bool, shape ``(batch, 1)``; or which of them, shape ``(batch, n_assets)``."""
         chosen = action.regime == REBALANCE
         return chosen[:, :1] & chosen[:, 1:] if self.per_asset else chosen[:, None]
-
-
-def _any_traded(regime: int | np.ndarray) -> int:
-    """Whether any asset is traded, 0 or 1; regime with one factor an asset."""
-    together, *assets = np.asarray(regime).tolist()
-    return int(together and any(assets))
 
 
 def weight_volatility(params: PortfolioParams) -> np.ndarray:

@@ -128,8 +128,8 @@ class NoTradeBand(ReferencePolicy):
         widest_reach = WIDEST_REACH * np.maximum(own / max(own.max(), 1e-12), NARROWEST) ** 0.25
 
         def numbers(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            band, slack = WIDEST_BAND * typical * shares[..., 0], WIDEST_SLACK * shares[..., 1]
-            return band, slack, shares[..., 2:] * widest_reach if env.per_asset else np.zeros_like(slack)[..., None]
+            reach = shares[..., 2:].sum(axis=-1, keepdims=True) * widest_reach  # 0, the empty sum, where no asset has its cost
+            return WIDEST_BAND * typical * shares[..., 0], WIDEST_SLACK * shares[..., 1], reach
 
         def rules(shares: np.ndarray) -> Rule:
             band, slack, reach = numbers(shares)
@@ -138,7 +138,7 @@ class NoTradeBand(ReferencePolicy):
         n_numbers = 3 if env.per_asset else 2
         best = search(env, rules, n_numbers, max(SEARCH_ROWS // env.n_assets, 32), iterations=16, seed=seed)
         band, slack, reach = numbers(best)
-        policy = cls(env, float(band), float(slack), reach if env.per_asset else 0.0)
+        policy = cls(env, float(band), float(slack), reach)
         policy.state_cost(evaluate(env, policy, TEST_SCENARIOS, seed + 1))
         return policy
 
