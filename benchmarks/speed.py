@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -83,7 +84,7 @@ def main() -> None:
         return
     iteration_times(cases, args.iterations, args.profile)
     if args.problems is None:
-        factor_time(args.iterations)
+        factor_time()
         steps_per_second(args.scenarios, args.seconds)
         throughput(args.scenarios[-1], args.seconds)
 
@@ -172,33 +173,52 @@ def timed(case: Case, **arguments: Any) -> "TimedHPO":
     return model
 
 
-def factor_time(iterations: int) -> None:
+def factor_time(iterations: int = 100) -> None:
     """
-    Print what an iteration costs with many factors against one at equal sizes: processor time, in turns, since other work on
-    the machine slows all alike. Counterfactual credit is dearest as long as the policy has not made up its mind.
+    Print what an iteration costs with many factors against one at equal sizes, in processor time, over a whole training.
+    Counterfactual credit is dearest as long as the policy has not made up its mind.
+
+    :param iterations: of each training
     """
-    print("\nHPO iteration with many factors against one, 64 scenarios, 2x128 networks")
+    print(f"\nHPO iteration with many factors against one, 64 scenarios, 2x128 networks, trainings of {iterations} iterations")
     for title, (env_id, one, many) in FACTORED.items():
         print(title)
-        compare_times(gym.make(env_id, **one), gym.make(env_id, **one | many), iterations)
+        alone = seconds_per_iteration(gym.make(env_id, **one), iterations)
+        for credit in ("joint", "counterfactual"):
+            took = seconds_per_iteration(gym.make(env_id, **one | many), iterations, credit=credit)
+            tenth = iterations // 10
+            whole, first, last = (
+                took[part].sum() / alone[part].sum() for part in (slice(None), slice(tenth), slice(-tenth, None))
+            )
+            print(f"  {credit} credit: {whole:.2f}, the first tenth {first:.2f}, the last {last:.2f}", flush=True)
 
 
-def compare_times(one_factor: gym.Env, many_factors: gym.Env, iterations: int, chunks: int = 3) -> None:
-    one = HPO("MlpPolicy", one_factor, seed=0, target_kl=None)
-    models = {
-        credit: HPO("MlpPolicy", many_factors, seed=0, target_kl=None, credit=credit) for credit in ("joint", "counterfactual")
-    }
-    for chunk in range(chunks):
-        times: dict[str, list[float]] = defaultdict(list)
-        for _ in range(iterations):
-            for name, model in {"one": one, **models}.items():
-                model.set_logger(configure(None, []))
-                start = time.process_time()
-                model.learn(model.n_steps * model.n_envs, reset_num_timesteps=False)
-                times[name].append(time.process_time() - start)
-        ratios = {name: np.median(times[name]) / np.median(times["one"]) for name in models}
-        spoken = ", ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items())
-        print(f"  iterations {chunk * iterations + 1} to {(chunk + 1) * iterations}: {spoken}")
+def seconds_per_iteration(env: gym.Env, iterations: int, **arguments: Any) -> np.ndarray:
+    """
+    :param arguments: of HPO
+    :return: processor time of each iteration of a training, whose epochs are never cut short, shape ``(iterations,)``
+    """
+    model = HPO("MlpPolicy", env, seed=0, target_kl=None, **arguments)
+    model.set_logger(configure(None, []))
+    clock = Clock()
+    model.learn(iterations * model.n_steps * model.n_envs, callback=clock)
+    return np.diff([*clock.starts, time.process_time()])
+
+
+class Clock(BaseCallback):
+    """Notes when iterations begin."""
+
+    reads_arrays = False  # else every step would be copied to numpy for it
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts: list[float] = []
+
+    def _on_rollout_start(self) -> None:
+        self.starts.append(time.process_time())
+
+    def _on_step(self) -> bool:
+        return True
 
 
 class TimedHPO(HPO):
