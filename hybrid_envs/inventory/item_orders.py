@@ -86,9 +86,17 @@ class PeriodicSS(OrderUpTo):
     @classmethod
     def best(cls, env: HybridInventoryEnv) -> "PeriodicSS":
         """
-        The best R up to the horizon, with the optimal (s, S) of each item for it under its own fixed cost, of all policies
-        order it in these periods. ``cost`` is exact for the long run under Poisson demand and exact up to a fine
-        discretisation under normal demand; K counts in every R-th period, even if no item is ordered in it.
+        :return: that of :meth:`of_each_period` that costs least in the long run
+        :raises ValueError: for lost sales, demand data, and costs h or u of 0
+        """
+        return min(cls.of_each_period(env), key=lambda policy: policy.cost)
+
+    @classmethod
+    def of_each_period(cls, env: HybridInventoryEnv) -> "list[PeriodicSS]":
+        """
+        For R = 1, 2, ... up to the horizon, and as long as it may pay, the optimal (s, S) of each item under its own fixed
+        cost, of all policies that order it in these periods. ``cost`` is exact for the long run under Poisson demand and exact
+        up to a fine discretisation under normal demand; K counts in every R-th period, even if no item is ordered in it.
 
         :raises ValueError: for lost sales, demand data, and costs h or u of 0
         """
@@ -105,4 +113,4 @@ class PeriodicSS(OrderUpTo):
             of_items = sum(float(costs.optimal_cost(own)) for costs, own in zip(solved, k, strict=True))
             policy.cost = (of_items + K / review_period) / env.n_items
             policies.append(policy)
-        return min(policies, key=lambda policy: policy.cost)
+        return policies

@@ -55,9 +55,17 @@ class PeriodicReview(OrderUpTo):
     @classmethod
     def best(cls, env: HybridInventoryEnv) -> "PeriodicReview":
         """
-        The best R up to the horizon, with the best multiples and S for it. ``cost`` is exact for the long run under Poisson
-        demand, exact up to a fine discretisation under normal demand, and the mean over windows of the data for demand data;
-        K counts in every R-th period, even if no multiple is 1.
+        :return: that of :meth:`of_each_period` that costs least in the long run
+        :raises ValueError: for lost sales, and for items that cost nothing to hold and to lack
+        """
+        return min(cls.of_each_period(env), key=lambda policy: policy.cost)
+
+    @classmethod
+    def of_each_period(cls, env: HybridInventoryEnv) -> "list[PeriodicReview]":
+        """
+        For R = 1, 2, ... up to the horizon, and as long as it may pay, the best multiples and S. ``cost`` is exact for the
+        long run under Poisson demand, exact up to a fine discretisation under normal demand, and of demand data the mean over
+        its windows; K counts in every R-th period, even if no multiple is 1.
 
         :raises ValueError: for lost sales, and for items that cost nothing to hold and to lack
         """
@@ -80,7 +88,7 @@ class PeriodicReview(OrderUpTo):
             policy = cls(env, review_period, levels, multiples)
             policy.cost = float(costs.mean()) + env.params.fixed_cost / review_period / env.n_items
             policies.append(policy)
-        return min(policies, key=lambda policy: policy.cost)
+        return policies
 
 
 class SingleItemSS(OrderUpTo):
@@ -301,7 +309,8 @@ class CanOrder(OrderUpTo):
 
 def best_classical(env: HybridInventoryEnv, n_scenarios: int = 1024, seed: int = 0) -> OrderUpTo:
     """
-    The best of the classical policies, by simulation on common scenarios.
+    The best of the classical policies, by simulation on common scenarios: of those that order every R-th period, too, the best
+    R is the one that suits the episode, in whose figure one order more or less may count.
 
     :param env: the problem
     :param n_scenarios: scenarios of the comparison
@@ -310,9 +319,9 @@ def best_classical(env: HybridInventoryEnv, n_scenarios: int = 1024, seed: int =
     :raises ValueError: for lost sales, and for items that cost nothing to hold and to lack
     """
     policies: list[OrderUpTo] = [SingleItemSS.best(env)] if env.n_items == 1 and env.demand != "data" else []
-    policies += [PeriodicReview.best(env), TotalDemandTrigger.best(env), CanOrder.best(env)]
+    policies += [*PeriodicReview.of_each_period(env), TotalDemandTrigger.best(env), CanOrder.best(env)]
     if env.itemised and env.demand != "data" and (np.minimum(env.params.holding_cost, env.params.underage_cost) > 0).all():
-        policies += [PeriodicSS.best(env), PerItemSS.best(env)]
+        policies += [*PeriodicSS.of_each_period(env), PerItemSS.best(env)]
     for policy in policies:
         policy.state_cost(evaluate(env, policy, n_scenarios, seed))
     return min(policies, key=lambda policy: policy.cost)

@@ -265,6 +265,14 @@ def test_best_classical_is_no_worse_than_any_policy_on_its_scenarios() -> None:
     assert lower_bound(env) < best.cost
 
 
+def test_best_classical_orders_as_often_as_suits_the_episode() -> None:
+    """From the 20th to the 95th of 100 periods every fifth is an order less than its share: it beats what is best for ever."""
+    env = HybridInventoryEnv(5, minor_fixed_cost=20.0)
+    forever, best = PeriodicReview.best(env), best_classical(env, n_scenarios=256)
+    assert forever.review_period == 4
+    assert best.cost < 0.995 * evaluate(env, forever, 256, seed=0).mean()
+
+
 def test_best_classical_accepts_demand_data() -> None:
     data = np.random.default_rng(0).poisson(8.0, (200, 40, 2))
     best = best_classical(HybridInventoryEnv(demand=data, horizon=40), n_scenarios=128)
