@@ -13,14 +13,15 @@ iteration of each, ``NAME.json``, which https://ui.perfetto.dev and chrome://tra
 import argparse
 import multiprocessing
 import resource
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -175,47 +176,75 @@ def timed(case: Case, **arguments: Any) -> "TimedHPO":
 
 def factor_time(iterations: int = 100) -> None:
     """
-    Print what an iteration costs with many factors against one at equal sizes, in processor time, over a whole training.
-    Counterfactual credit is dearest as long as the policy has not made up its mind.
+    Print what an iteration costs with many factors against one at equal sizes, in processor time, over whole trainings, whose
+    epochs are never cut short. Counterfactual credit is dearest as long as the policy has not made up its mind.
 
     :param iterations: of each training
     """
     print(f"\nHPO iteration with many factors against one, 64 scenarios, 2x128 networks, trainings of {iterations} iterations")
     for title, (env_id, one, many) in FACTORED.items():
         print(title)
-        alone = seconds_per_iteration(gym.make(env_id, **one), iterations)
-        for credit in ("joint", "counterfactual"):
-            took = seconds_per_iteration(gym.make(env_id, **one | many), iterations, credit=credit)
-            tenth = iterations // 10
-            whole, first, last = (
-                took[part].sum() / alone[part].sum() for part in (slice(None), slice(tenth), slice(-tenth, None))
-            )
+        alone = HPO("MlpPolicy", gym.make(env_id, **one), seed=0, target_kl=None)
+        credits: tuple[Literal["joint", "counterfactual"], ...] = ("joint", "counterfactual")
+        factored = gym.make(env_id, **one | many)
+        rivals = [HPO("MlpPolicy", factored, seed=0, target_kl=None, credit=credit) for credit in credits]
+        yardstick, *times = in_turns([alone, *rivals], iterations)
+        tenth = iterations // 10
+        for credit, took in zip(credits, times, strict=True):
+            parts = (slice(None), slice(tenth), slice(-tenth, None))
+            whole, first, last = (took[part].sum() / yardstick[part].sum() for part in parts)
             print(f"  {credit} credit: {whole:.2f}, the first tenth {first:.2f}, the last {last:.2f}", flush=True)
 
 
-def seconds_per_iteration(env: gym.Env, iterations: int, **arguments: Any) -> np.ndarray:
+def in_turns(models: list[HPO], iterations: int) -> list[np.ndarray]:
     """
-    :param arguments: of HPO
-    :return: processor time of each iteration of a training, whose epochs are never cut short, shape ``(iterations,)``
+    Train all of them side by side, an iteration of each by turns, since other work on the machine then slows all alike.
+
+    :return: processor time of each iteration of each model, shapes ``(iterations,)``
     """
-    model = HPO("MlpPolicy", env, seed=0, target_kl=None, **arguments)
-    model.set_logger(configure(None, []))
-    clock = Clock()
-    model.learn(iterations * model.n_steps * model.n_envs, callback=clock)
-    return np.diff([*clock.starts, time.process_time()])
+    turns = [threading.Semaphore(0) for _ in models]
+    clocks = [Turn(mine, following) for mine, following in zip(turns, [*turns[1:], turns[0]], strict=True)]
+
+    def train(model: HPO, clock: Turn) -> None:
+        model.set_logger(configure(None, []))
+        model.learn(iterations * model.n_steps * model.n_envs, callback=clock)
+
+    with ThreadPoolExecutor(len(models)) as pool:
+        trainings = [pool.submit(train, model, clock) for model, clock in zip(models, clocks, strict=True)]
+        turns[0].release()
+        for training in trainings:
+            training.result()
+    return [np.array(clock.seconds) for clock in clocks]
 
 
-class Clock(BaseCallback):
-    """Notes when iterations begin."""
+class Turn(BaseCallback):
+    """
+    Waits for its turn before every iteration, and notes how much processor time the iteration takes.
+
+    :param mine: released when it is its turn
+    :param following: the next one's
+    """
 
     reads_arrays = False  # else every step would be copied to numpy for it
 
-    def __init__(self) -> None:
+    def __init__(self, mine: threading.Semaphore, following: threading.Semaphore):
         super().__init__()
-        self.starts: list[float] = []
+        self.mine, self.following = mine, following
+        self.start: float | None = None
+        self.seconds: list[float] = []
 
     def _on_rollout_start(self) -> None:
-        self.starts.append(time.process_time())
+        self._hand_over()
+        self.mine.acquire()
+        self.start = time.thread_time()
+
+    def _on_training_end(self) -> None:
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self.start is not None:  # the first turn is given to it
+            self.seconds.append(time.thread_time() - self.start)
+            self.following.release()
 
     def _on_step(self) -> bool:
         return True
