@@ -85,7 +85,7 @@ def main() -> None:
         return
     iteration_times(cases, args.iterations, args.profile)
     if args.problems is None:
-        factor_time()
+        factor_time(args.iterations)
         steps_per_second(args.scenarios, args.seconds)
         throughput(args.scenarios[-1], args.seconds)
 
@@ -174,13 +174,14 @@ def timed(case: Case, **arguments: Any) -> "TimedHPO":
     return model
 
 
-def factor_time(iterations: int = 100) -> None:
+def factor_time(tenth: int) -> None:
     """
     Print what an iteration costs with many factors against one at equal sizes, in processor time, over whole trainings, whose
     epochs are never cut short. Counterfactual credit is dearest as long as the policy has not made up its mind.
 
-    :param iterations: of each training
+    :param tenth: of the iterations of each training
     """
+    iterations = 10 * tenth
     print(f"\nHPO iteration with many factors against one, 64 scenarios, 2x128 networks, trainings of {iterations} iterations")
     for title, (env_id, one, many) in FACTORED.items():
         print(title)
@@ -189,7 +190,6 @@ def factor_time(iterations: int = 100) -> None:
         factored = gym.make(env_id, **one | many)
         rivals = [HPO("MlpPolicy", factored, seed=0, target_kl=None, credit=credit) for credit in credits]
         yardstick, *times = in_turns([alone, *rivals], iterations)
-        tenth = iterations // 10
         for credit, took in zip(credits, times, strict=True):
             parts = (slice(None), slice(tenth), slice(-tenth, None))
             whole, first, last = (took[part].sum() / yardstick[part].sum() for part in parts)
