@@ -13,20 +13,18 @@ iteration of each, ``NAME.json``, which https://ui.perfetto.dev and chrome://tra
 import argparse
 import multiprocessing
 import resource
-import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
-from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -176,8 +174,9 @@ def timed(case: Case, **arguments: Any) -> "TimedHPO":
 
 def factor_time(tenth: int) -> None:
     """
-    Print what an iteration costs with many factors against one at equal sizes, in processor time, over whole trainings, whose
-    epochs are never cut short. Counterfactual credit is dearest as long as the policy has not made up its mind.
+    Print what an iteration costs with many factors against one at equal sizes, in processor time, over whole trainings, an
+    iteration of each by turns, since other work on the machine slows all alike. Counterfactual credit is dearest as long as
+    the policy has not made up its mind.
 
     :param tenth: of the iterations of each training
     """
@@ -185,69 +184,19 @@ def factor_time(tenth: int) -> None:
     print(f"\nHPO iteration with many factors against one, 64 scenarios, 2x128 networks, trainings of {iterations} iterations")
     for title, (env_id, one, many) in FACTORED.items():
         print(title)
-        alone = HPO("MlpPolicy", gym.make(env_id, **one), seed=0, target_kl=None)
-        credits: tuple[Literal["joint", "counterfactual"], ...] = ("joint", "counterfactual")
-        factored = gym.make(env_id, **one | many)
-        rivals = [HPO("MlpPolicy", factored, seed=0, target_kl=None, credit=credit) for credit in credits]
-        yardstick, *times = in_turns([alone, *rivals], iterations)
-        for credit, took in zip(credits, times, strict=True):
+        models = {"one": timed(Case(env_id, one))}
+        models |= {credit: timed(Case(env_id, one | many), credit=credit) for credit in ("joint", "counterfactual")}
+        for model in models.values():
+            model.planned = iterations
+        for _ in range(iterations):
+            for model in models.values():
+                model.iterate(1)
+        times = {name: np.sum([model.seconds[part] for part in PARTS], axis=0) for name, model in models.items()}
+        yardstick = times.pop("one")
+        for credit, took in times.items():
             parts = (slice(None), slice(tenth), slice(-tenth, None))
             whole, first, last = (took[part].sum() / yardstick[part].sum() for part in parts)
             print(f"  {credit} credit: {whole:.2f}, the first tenth {first:.2f}, the last {last:.2f}", flush=True)
-
-
-def in_turns(models: list[HPO], iterations: int) -> list[np.ndarray]:
-    """
-    Train all of them side by side, an iteration of each by turns, since other work on the machine then slows all alike.
-
-    :return: processor time of each iteration of each model, shapes ``(iterations,)``
-    """
-    turns = [threading.Semaphore(0) for _ in models]
-    clocks = [Turn(mine, following) for mine, following in zip(turns, [*turns[1:], turns[0]], strict=True)]
-
-    def train(model: HPO, clock: Turn) -> None:
-        model.set_logger(configure(None, []))
-        model.learn(iterations * model.n_steps * model.n_envs, callback=clock)
-
-    with ThreadPoolExecutor(len(models)) as pool:
-        trainings = [pool.submit(train, model, clock) for model, clock in zip(models, clocks, strict=True)]
-        turns[0].release()
-        for training in trainings:
-            training.result()
-    return [np.array(clock.seconds) for clock in clocks]
-
-
-class Turn(BaseCallback):
-    """
-    Waits for its turn before every iteration, and notes how much processor time the iteration takes.
-
-    :param mine: released when it is its turn
-    :param following: the next one's
-    """
-
-    reads_arrays = False  # else every step would be copied to numpy for it
-
-    def __init__(self, mine: threading.Semaphore, following: threading.Semaphore):
-        super().__init__()
-        self.mine, self.following = mine, following
-        self.start: float | None = None
-        self.seconds: list[float] = []
-
-    def _on_rollout_start(self) -> None:
-        self._hand_over()
-        self.mine.acquire()
-        self.start = time.thread_time()
-
-    def _on_training_end(self) -> None:
-        self._hand_over()
-
-    def _hand_over(self) -> None:
-        if self.start is not None:  # the first turn is given to it
-            self.seconds.append(time.thread_time() - self.start)
-            self.following.release()
-
-    def _on_step(self) -> bool:
-        return True
 
 
 class TimedHPO(HPO):
@@ -255,6 +204,8 @@ class TimedHPO(HPO):
 
     part: str | None = None
     """The one that runs now."""
+    planned: int | None = None
+    """Iterations of the whole training, by which its schedules go; those of each call unless given."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.seconds: dict[str, list[float]] = defaultdict(list)
@@ -262,6 +213,10 @@ class TimedHPO(HPO):
 
     def iterate(self, count: int) -> None:
         self.learn(count * self.n_steps * self.n_envs, reset_num_timesteps=False)
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        total = total_timesteps if self.planned is None else self.planned * self.n_steps * self.n_envs
+        super()._update_current_progress_remaining(num_timesteps, total)
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
