@@ -3,16 +3,15 @@ How much processor time training takes until the policy is within 5 % of the ref
 
     python -m benchmarks.time_to_gap --env-kwargs n_items=20 --seeds 0 1 2
 
-Evaluations, one after every iteration, are not counted. To compare versions, copy this file into a checkout of another one.
+Evaluations, one after every iteration, are not counted.
 """
 
-import argparse
 import time
 
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
 
-from benchmarks.train import assignment
+from benchmarks.train import run_parser
 from benchmarks.zoo import EVALUATION_SEED, Run, make_run
 from hybrid_envs import reference_policy
 from hybrid_envs.solvers import evaluate
@@ -48,21 +47,19 @@ class Arrival(BaseCallback):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.time_to_gap", description=__doc__.splitlines()[1])
-    parser.add_argument("--env", default="HybridInventory-v0")
-    parser.add_argument("--env-kwargs", type=assignment, nargs="*", default=[], metavar="NAME=VALUE")
+    parser = run_parser("time_to_gap", __doc__, "HybridInventory-v0")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--gap", type=float, default=0.05, help="above the reference, as a share of its cost (default: 0.05)")
     args = parser.parse_args()
     torch.set_num_threads(1)
     for seed in args.seeds:
-        run = make_run("hpo", args.env, dict(args.env_kwargs), seed)
+        run = make_run("hpo", args.env, dict(args.env_kwargs), seed, args.entry, **dict(args.hyperparams))
         reference = reference_policy(run.env)
         if reference is None:
             parser.error(f"{args.env} has no reference policy")
         cost = float(evaluate(run.env, reference, N_SCENARIOS, EVALUATION_SEED).mean())
         arrival = Arrival(run, cost + args.gap * abs(cost))
-        run.model.learn(run.n_timesteps, callback=arrival)
+        run.model.learn(run.steps(args.iterations), callback=arrival)
         iterations = run.model.num_timesteps // run.iteration_steps
         arrived = "not there" if arrival.seconds is None else f"{arrival.seconds:.1f} s of processor time"
         print(f"seed {seed}: {arrived}, {iterations} iterations", flush=True)

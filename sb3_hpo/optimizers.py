@@ -1,7 +1,7 @@
-"""Adam, but for the matrices of some networks, which Muon moves."""
+"""Adam, but for some matrices, which Muon moves."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -23,19 +23,25 @@ Root mean square of Adam's usual step, in units of its rate; steps of Muon are g
 
 class MuonAdam(Optimizer):
     """
-    Adam; in parameter groups that say ``muon=True``, matrices move along the orthogonalised momentum of their gradient instead
-    (Muon: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): all singular values of a step are about the same, so
-    that directions with small gradients, of which an ill-conditioned problem has many, are followed as fast as those with
-    large ones. :class:`torch.optim.Muon` takes nothing but matrices, and orthogonalises in 16 bits.
+    Adam, but for some matrices, which move along the orthogonalised momentum of their gradient instead (Muon: Jordan et al.
+    2024, https://kellerjordan.github.io/posts/muon): all singular values of a step are about the same, so that directions with
+    small gradients, of which an ill-conditioned problem has many, are followed as fast as those with large ones.
+    :class:`torch.optim.Muon` takes nothing but matrices, and orthogonalises in 16 bits.
 
-    :param params: parameter groups
+    :param params: all parameters, or groups of them
     :param lr: learning rate, of the same size for matrices as for what Adam moves
+    :param matrices: those of them that Muon moves
     :param options: Adam's
     """
 
-    def __init__(self, params: ParamsT, lr: float, **options: Any):
+    def __init__(self, params: ParamsT, lr: float, matrices: Sequence[torch.Tensor], **options: Any):
         self.adam = Adam(params, lr, **options)
-        super().__init__(self.adam.param_groups, self.adam.defaults | {"muon": False})
+        self.matrices = frozenset(matrices)  # by identity
+        super().__init__(self.adam.param_groups, self.adam.defaults)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Of a copy, too: torch's own keeps but what every optimizer has.
+        return super().__getstate__() | {"adam": self.adam, "matrices": self.matrices}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
@@ -44,7 +50,7 @@ class MuonAdam(Optimizer):
         moved = []
         for group in self.param_groups:
             for matrix in group["params"]:
-                if is_moved_by_muon(matrix, group) and matrix.grad is not None:
+                if matrix in self.matrices and matrix.grad is not None:
                     self._move(matrix, matrix.grad, group["lr"])
                     moved.append((matrix, matrix.grad))
                     matrix.grad = None
@@ -56,19 +62,12 @@ class MuonAdam(Optimizer):
 
     def _move(self, matrix: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
         state = self.state[matrix]
-        if not state:
+        if "momentum" not in state:  # it begins, or was Adam's before
             state["momentum"] = torch.zeros_like(matrix)
         momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
         ahead = gradient.lerp(momentum, MOMENTUM)  # as Nesterov's
         size = ADAMS_SIZE * math.sqrt(max(matrix.shape))  # of an orthogonal matrix the root mean square is 1/√max
         matrix.add_(orthogonalised(ahead), alpha=-rate * size)
-
-
-def is_moved_by_muon(parameter: torch.Tensor, group: dict[str, Any]) -> bool:
-    """
-    :param group: of the optimizer, to which the parameter belongs
-    """
-    return bool(group["muon"]) and parameter.dim() == 2
 
 
 def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
+from torch.optim import Adam
 
 from hybrid_envs.checks import check_count
 from hybrid_envs.spaces import append_mask, box_bounds, factors_of, feasible_actions, split_hybrid_space, split_mask, unpack
@@ -23,6 +24,8 @@ from sb3_hpo.ranks import drawn, in_shares
 __all__ = ["DeterministicPointPolicy", "HybridActorCriticPolicy", "HybridMultiInputPolicy"]
 
 COMPONENTS = ("discrete", "continuous", "value")
+LINEAR = "linear"
+"""What ``muon`` calls the linear paths alone."""
 
 
 class HybridActorCriticPolicy(ActorCriticPolicy):
@@ -60,12 +63,13 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         (:class:`~sb3_hpo.networks.Tower`); 1 unless given, in HPO's policy 4
     :param project_points: whether points are projected onto their bounds, instead of squashed by sigmoid and softplus, which
         leave no gradient to those that were driven to an end of their range (:class:`~sb3_hpo.networks.Tower`)
-    :param muon: the networks whose matrices Muon moves, not Adam (:class:`~sb3_hpo.optimizers.MuonAdam`); none unless given.
-        Of use to ``continuous`` where points are a matter of many dimensions
+    :param muon: what Muon moves, not Adam (:class:`~sb3_hpo.optimizers.MuonAdam`): all matrices of the networks that are
+        named, or, by the name ``linear``, those of linear paths alone; nothing unless given. Of use where points are a matter
+        of many dimensions
     :param log_std_init: initial logarithm of the standard deviation of b
     :param kwargs: SB3's ``ActorCriticPolicy`` arguments
     :raises ValueError: for network names other than these three, less than one law, and Muon beside an optimizer other than
-        Adam
+        Adam, or for linear paths where there are none
     """
 
     stochastic_point = True
@@ -110,9 +114,12 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         if isinstance(net_arch, dict) and set(net_arch) != set(COMPONENTS):
             raise ValueError(f"net_arch must be a list or a dict with keys {COMPONENTS}, got keys {tuple(net_arch)}")
         linear_path = self.default_linear_path if linear_path is None else linear_path
-        for argument, names in (("linear_path", linear_path), ("quadratic_path", quadratic_path), ("muon", muon)):
-            if not isinstance(names, list | tuple) or not set(names) <= set(COMPONENTS):
-                raise ValueError(f"{argument} must be a list of some of {COMPONENTS}, got {names!r}")
+        for argument, names in {"linear_path": linear_path, "quadratic_path": quadratic_path, "muon": muon}.items():
+            known = (*COMPONENTS, LINEAR) if argument == "muon" else COMPONENTS
+            if not isinstance(names, list | tuple) or not set(names) <= set(known):
+                raise ValueError(f"{argument} must be a list of some of {known}, got {names!r}")
+        if LINEAR in muon and not linear_path:
+            raise ValueError(f"muon = {muon!r}, but no network has a linear path: linear_path = {linear_path!r}")
         self.linear_path, self.quadratic_path, self.muon = tuple(linear_path), tuple(quadratic_path), tuple(muon)
         self.linear_laws = check_count("linear_laws", linear_laws)
         self.linear_gain, self.project_points = linear_gain, project_points
@@ -158,16 +165,23 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         if self.stochastic_point:
             self.log_std = nn.Parameter(torch.full((action_size,), self.log_std_init))
             self.register_buffer("std_unit", torch.as_tensor(self.action_scale))
-        if self.muon and self.optimizer_class is not torch.optim.Adam:
+        if self.muon and self.optimizer_class is not Adam:
             raise ValueError(
                 f"muon = {self.muon} needs optimizer_class = torch.optim.Adam, got {self.optimizer_class.__name__}"
             )
         # One kernel for all parameters, unless another way is asked for.
         way = {"foreach", "fused", "differentiable"} & set(self.optimizer_kwargs)
-        fused = {"fused": True} if issubclass(self.optimizer_class, torch.optim.Adam) and not way else {}
+        fused = {"fused": True} if issubclass(self.optimizer_class, Adam) and not way else {}
         options: dict[str, Any] = fused | self.optimizer_kwargs
-        kind: Any = MuonAdam if self.muon else self.optimizer_class
-        self.optimizer = kind(self._parameter_groups(), lr=lr_schedule(1), **options)
+        groups = self._parameter_groups()
+        kind: Any = partial(MuonAdam, matrices=self._matrices(groups)) if self.muon else self.optimizer_class
+        self.optimizer = kind(groups, lr=lr_schedule(1), **options)
+
+    def _matrices(self, groups: list[dict[str, Any]]) -> list[nn.Parameter]:
+        """What Muon moves, of the optimizer's groups."""
+        matrices = [p for group in groups if group["name"] in self.muon for p in group["params"] if p.dim() == 2]
+        paths = [self.component(name).linear for name in COMPONENTS] if LINEAR in self.muon else []
+        return [*matrices, *(path.weight for path in paths if path is not None)]
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         """One optimizer group per network, named as in ``COMPONENTS``."""
@@ -176,7 +190,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
             parameters["discrete"].append(self.coupling.weight)
         if self.stochastic_point:
             parameters["continuous"].append(self.log_std)
-        return [{"name": name, "params": parameters[name], "muon": name in self.muon} for name in COMPONENTS]
+        return [{"name": name, "params": parameters[name]} for name in COMPONENTS]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()

@@ -19,7 +19,6 @@ from sb3_hpo.buffers import HybridDictRolloutBuffer, HybridRolloutBuffer
 from sb3_hpo.checkpoint.files import write_whole
 from sb3_hpo.hpo import HPO
 from sb3_hpo.hybrid_ppo import HybridPPO
-from sb3_hpo.optimizers import is_moved_by_muon
 from sb3_hpo.policies import HybridActorCriticPolicy
 from sb3_hpo.safe_files import plain
 from sb3_hpo.safe_files.container import Reader, compose, is_count, require_keys, shown
@@ -346,13 +345,14 @@ def _claim_moments(reader: Reader, skeleton: HybridActorCriticPolicy) -> dict[in
     :return: the names of the optimizer's state by the parameter's number; a parameter that was never optimised has none
     """
     groups = skeleton.optimizer.param_groups
+    by_muon: frozenset[torch.Tensor] = getattr(skeleton.optimizer, "matrices", frozenset())
     parameters = [(parameter, group) for group in groups for parameter in group["params"]]
     started = {name.split(".")[1] for name in reader.entries if name.startswith("optimizer.")}
     moments = {}
     for i, (parameter, group) in enumerate(parameters):
         if str(i) in started:
             adams = ["exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group["amsgrad"] else []), "step"]
-            moments[i] = ["momentum"] if is_moved_by_muon(parameter, group) else adams
+            moments[i] = ["momentum"] if parameter in by_muon else adams
             for key in moments[i]:
                 dtype, shape = (np.dtype("<f4"), ()) if key == "step" else (_dtype(parameter), tuple(parameter.shape))
                 reader.claim(f"optimizer.{i}.{key}", [dtype], [shape])

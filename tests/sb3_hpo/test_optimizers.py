@@ -1,4 +1,4 @@
-"""Muon for some networks, Adam for the rest."""
+"""Muon for some matrices, Adam for the rest."""
 
 import copy
 
@@ -42,9 +42,9 @@ def test_directions_without_gradient_are_not_followed():
     assert orthogonalised(torch.zeros(3, 3)).abs().max() == 0
 
 
-def test_matrices_of_the_named_group_follow_the_orthogonalised_momentum_and_adam_moves_the_rest():
+def test_matrices_follow_the_orthogonalised_momentum_and_adam_moves_the_rest():
     ours, theirs = parameters(), parameters()
-    optimizer = MuonAdam([{"params": ours[:2], "muon": True}, {"params": ours[2:]}], lr=RATE)
+    optimizer = MuonAdam(ours, lr=RATE, matrices=ours[:1])
     adam = torch.optim.Adam(theirs[1:], lr=RATE)
     momentum, expected = torch.zeros(5, 3), ours[0].detach().clone()
     for seed in range(3):
@@ -64,7 +64,7 @@ def test_matrices_of_the_named_group_follow_the_orthogonalised_momentum_and_adam
 
 def test_a_state_that_is_loaded_goes_on_as_if_nothing_had_happened():
     def started(of):
-        return MuonAdam([{"params": of[:2], "muon": True}, {"params": of[2:]}], lr=RATE)
+        return MuonAdam(of, lr=RATE, matrices=of[:1])
 
     first = parameters()
     optimizer = started(first)
@@ -81,9 +81,22 @@ def test_a_state_that_is_loaded_goes_on_as_if_nothing_had_happened():
         torch.testing.assert_close(own, other, rtol=0, atol=0)
 
 
+def test_a_state_of_adam_alone_is_loaded_and_muon_begins_anew():
+    of, before = parameters(), parameters()
+    adam, optimizer = torch.optim.Adam(before, lr=RATE), MuonAdam(of, lr=RATE, matrices=of[:1])
+    give_gradients(before, 0)
+    adam.step()
+    optimizer.load_state_dict(copy.deepcopy(adam.state_dict()))
+    give_gradients(of, 0)
+    gradient = of[0].grad.clone()
+    optimizer.step()
+    expected = parameters()[0] - RATE * 0.2 * 5**0.5 * orthogonalised(gradient)
+    torch.testing.assert_close(of[0].detach(), expected.detach())
+
+
 def test_matrices_without_gradient_stay_where_they_are():
     of = parameters()
-    optimizer = MuonAdam([{"params": of, "muon": True}], lr=RATE)
+    optimizer = MuonAdam(of, lr=RATE, matrices=of[:1])
     give_gradients(of[1:], 0)
     optimizer.step()
     torch.testing.assert_close(of[0].detach(), parameters()[0].detach(), rtol=0, atol=0)
@@ -92,7 +105,7 @@ def test_matrices_without_gradient_stay_where_they_are():
 
 def test_a_closure_is_refused():
     with pytest.raises(ValueError, match="closure"):
-        MuonAdam([{"params": parameters()}], lr=RATE).step(lambda: 0.0)
+        MuonAdam(parameters(), lr=RATE, matrices=[]).step(lambda: 0.0)
 
 
 def small(algorithm, **networks):
@@ -101,27 +114,49 @@ def small(algorithm, **networks):
     return algorithm("MlpPolicy", env, seed=0, policy_kwargs={"net_arch": [8]} | networks, **scenarios)
 
 
-def test_muon_moves_the_matrices_of_the_networks_that_are_named():
-    model = small(HPO, muon=["continuous"]).learn(48)
-    state = model.policy.optimizer.state_dict()["state"]
-    groups = model.policy.optimizer.state_dict()["param_groups"]
-    names = {i: group["name"] for group in groups for i in group["params"]}
-    assert {names[i] for i, entry in state.items() if "momentum" in entry} == {"continuous"}
-    by_adam = {names[i] for i, entry in state.items() if "exp_avg" in entry}
-    assert by_adam == {"discrete", "continuous", "value"}  # biases are Adam's everywhere
+def moved_by(model, moment):
+    """The names of the parameters of which the optimizer keeps that moment."""
+    names = {parameter: name.removeprefix("components.") for name, parameter in model.policy.named_parameters()}
+    return {names[parameter] for parameter, state in model.policy.optimizer.state.items() if moment in state}
 
 
-@pytest.mark.parametrize("algorithm", [HPO, HybridPPO])
+@pytest.mark.parametrize(
+    ("muon", "matrices"),
+    [
+        (["continuous"], {f"continuous.{layer}.weight" for layer in ("hidden.0", "output", "linear")}),
+        (["linear"], {"continuous.linear.weight", "value.linear.weight"}),
+        (
+            ["value", "linear"],
+            {"continuous.linear.weight", *(f"value.{layer}.weight" for layer in ("hidden.0", "output", "linear"))},
+        ),
+    ],
+)
+def test_muon_moves_the_matrices_of_what_is_named(muon, matrices):
+    model = small(HPO, muon=muon, linear_path=["continuous", "value"]).learn(48)
+    every = {name.removeprefix("components.") for name, _ in model.policy.named_parameters()}
+    assert moved_by(model, "momentum") == matrices
+    assert moved_by(model, "exp_avg") == every - matrices  # biases are Adam's everywhere
+
+
+def test_muon_for_linear_paths_that_are_not_there_is_refused():
+    with pytest.raises(ValueError, match=r"muon = \['linear'\], but no network has a linear path: linear_path = \(\)"):
+        small(HybridPPO, muon=["linear"])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "muon"),
+    [(HPO, ("continuous", "discrete")), (HybridPPO, ("continuous", "discrete")), (HPO, ("linear",))],
+)
 @pytest.mark.parametrize("safe", [False, True])
-def test_a_model_goes_on_exactly_after_it_was_saved_and_loaded(algorithm, safe, tmp_path):
-    model = small(algorithm, muon=["continuous", "discrete"]).learn(48)
+def test_a_model_goes_on_exactly_after_it_was_saved_and_loaded(algorithm, muon, safe, tmp_path):
+    model = small(algorithm, muon=list(muon)).learn(48)
     if safe:
         save_safe(model, tmp_path / "model")
         loaded = load_safe(tmp_path / "model", model.get_env())
     else:
         model.save(tmp_path / "model")
         loaded = algorithm.load(tmp_path / "model", env=model.get_env())
-    assert loaded.policy.muon == ("continuous", "discrete")
+    assert loaded.policy.muon == muon
     for of in (model, loaded):
         of.policy.set_training_mode(True)
         for number, parameter in enumerate(of.policy.parameters()):

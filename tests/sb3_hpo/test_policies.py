@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.utils import parameters_to_vector
 
 from hybrid_envs.spaces import hybrid_action_space, unpack
 from sb3_hpo.networks import Component, Tower
@@ -427,10 +428,14 @@ def test_a_saved_policy_is_loaded_with_its_architecture_bounds_and_values(policy
     assert loaded.predict(obs[0].numpy(), deterministic=True)[0][0] == policy.predict(obs[0].numpy(), deterministic=True)[0][0]
 
 
-def test_a_copied_policy_learns_apart_from_the_original():
-    policy = make_policy()
+@pytest.mark.parametrize("muon", [(), ("continuous",), ("linear",)])
+def test_a_copied_policy_learns_apart_from_the_original(muon):
+    policy = make_policy(muon=muon)
+    before = parameters_to_vector(policy.parameters()).clone()
     twin = copy.deepcopy(policy)
-    twin.predict_values(observe(3)).sum().backward()
+    (twin.predict_values(observe(3)).sum() + twin.candidates(observe(3)).sum()).backward()
     twin.optimizer.step()
     assert all(p.grad is None for p in policy.parameters())
-    assert not torch.equal(twin.predict_values(observe(3)), policy.predict_values(observe(3)))
+    assert torch.equal(parameters_to_vector(policy.parameters()), before)
+    unlike = {name for name, p in twin.named_parameters() if not torch.equal(p, policy.get_parameter(name))}
+    assert unlike == {name for name, _ in policy.named_parameters() if ".discrete." not in name}
