@@ -69,7 +69,7 @@ def rows() -> dict[str, Row]:
         "HybridSwitchedLQR-v0",
         lqr,
     )
-    lost = partial(trained, env_id="HybridInventory-v0", iterations=250, whole_units=True)
+    lost = partial(trained, env_id="HybridInventory-v0", iterations=250, whole_units=True, entry="published")
     found["lost-sales"] = lost(
         "references.md: lost sales", [25.975, 25.982, 25.962], env_kwargs=LOST_SALES | {"underage_cost": 9.0}
     )
