@@ -108,6 +108,27 @@ def test_the_gap_benchmark_trains_each_half_on():
     assert titles == ["reference policy", "as trained", *trained_on]
 
 
+def test_the_time_to_a_gap_is_that_of_training_until_it_is_reached():
+    lqr = (
+        "--env",
+        "HybridSwitchedLQR-v0",
+        "--env-kwargs",
+        "n_dims=3",
+        "horizon=5",
+        "--seeds",
+        "0",
+        "--hyperparams",
+        "gamma=0.98",
+    )
+    result = run("benchmarks.time_to_gap", *lqr, "--iterations", "3", "--gap", "0")
+    assert result.stdout == "seed 0: not there, 3 iterations\n", result.stderr
+    result = run("benchmarks.time_to_gap", *lqr, "--iterations", "300", "--gap", "0.5")
+    arrived = re.fullmatch(r"seed 0: (\d+\.\d) s of processor time, (\d+) iterations\n", result.stdout)
+    assert arrived is not None, result.stdout + result.stderr
+    assert float(arrived[1]) > 0
+    assert 0 < int(arrived[2]) < 300
+
+
 def test_the_speed_benchmark_reports_the_parts_of_an_iteration_and_the_simulators():
     result = run("benchmarks.speed", "--iterations", "1", "--hidden", "8", "--scenarios", "4", "--seconds", "0.01")
     assert result.returncode == 0, result.stderr
