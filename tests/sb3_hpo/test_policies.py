@@ -437,5 +437,6 @@ def test_a_copied_policy_learns_apart_from_the_original(muon):
     twin.optimizer.step()
     assert all(p.grad is None for p in policy.parameters())
     assert torch.equal(parameters_to_vector(policy.parameters()), before)
+    assert not torch.equal(twin.predict_values(observe(3)), policy.predict_values(observe(3)))
     unlike = {name for name, p in twin.named_parameters() if not torch.equal(p, policy.get_parameter(name))}
     assert unlike == {name for name, _ in policy.named_parameters() if ".discrete." not in name}
