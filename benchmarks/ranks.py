@@ -19,7 +19,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 
 import hybrid_envs  # noqa: F401  registers the environments
-from benchmarks.train import assignment
+from benchmarks.train import assignment, registered
 from sb3_hpo import HPO
 
 LATENCY, BANDWIDTH = 50e-6, 1.25e9
@@ -101,7 +101,7 @@ def measured(n_ranks: int, args: argparse.Namespace) -> tuple[list[Iteration], i
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ranks", description=__doc__.splitlines()[1])
-    parser.add_argument("--env", default="HybridInventory-v0")
+    parser.add_argument("--env", type=registered, default="HybridInventory-v0")
     parser.add_argument("--env-kwargs", nargs="*", type=assignment, default=[("n_items", 20)], metavar="NAME=VALUE")
     parser.add_argument("--scenarios", type=int, default=1024, help="of all ranks together")
     parser.add_argument("--hidden", type=int, default=128, help="width of the two hidden layers")

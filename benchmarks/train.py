@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import yaml
 
@@ -101,7 +102,7 @@ def run_parser(name: str, description: str, env_id: str) -> argparse.ArgumentPar
     :return: the arguments by which a benchmark says what is trained
     """
     parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description.splitlines()[1])
-    parser.add_argument("--env", default=env_id)
+    parser.add_argument("--env", type=registered, default=env_id)
     parser.add_argument("--env-kwargs", type=assignment, nargs="*", default=[], metavar="NAME=VALUE")
     parser.add_argument(
         "--hyperparams", type=assignment, nargs="*", default=[], metavar="NAME=VALUE", help="override the config"
@@ -109,6 +110,15 @@ def run_parser(name: str, description: str, env_id: str) -> argparse.ArgumentPar
     parser.add_argument("--entry", help="entry of the config (default: the environment's)")
     parser.add_argument("--iterations", type=int, help="instead of the config's n_timesteps")
     return parser
+
+
+def registered(text: str) -> str:
+    """An environment's id, as it stands."""
+    try:
+        gym.spec(text)
+    except gym.error.Error as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return text
 
 
 def assignment(text: str) -> tuple[str, Any]:

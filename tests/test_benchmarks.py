@@ -37,10 +37,17 @@ def test_the_quick_demo_prints_the_table_and_leaves_model_log_and_picture(tmp_pa
     assert list(tmp_path.glob("tensorboard/hpo_1/events*"))
 
 
-def test_a_wrong_argument_of_the_demo_is_a_line_and_exit_code_2():
-    result = run("benchmarks.demo", "--items", "0")
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["benchmarks.demo", "--items", "0"], "--items must be at least 1, got 0"),
+        (["benchmarks.train", "--env", "HybridInventry-v0"], "`HybridInventry` doesn't exist. Did you mean: `HybridInventory`?"),
+    ],
+)
+def test_a_wrong_argument_is_a_line_and_exit_code_2(arguments, message):
+    result = run(*arguments)
     assert result.returncode == 2
-    assert "--items must be at least 1, got 0" in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
