@@ -132,6 +132,7 @@ ALLOWED = {
     "continuous_learning_rate": RATE._replace(optional=True),
     "value_learning_rate": RATE._replace(optional=True),
     "ent_coef": RATE,
+    "temperature": RATE._replace(above=True),
     "point_noise": RATE,
     "point_std": RATE._replace(above=True, optional=True),
     "clip_range": RATE._replace(above=True),

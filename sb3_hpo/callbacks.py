@@ -289,6 +289,7 @@ def hyperparameters(model: HybridPPO) -> dict[str, float | str]:
         "continuous_learning_rate": rates.get("continuous", model.learning_rate),
         "value_learning_rate": rates.get("value", model.learning_rate),
         "ent_coef": model.ent_coef_schedule,
+        "temperature": model.temperature_schedule,
         "clip_range": model.clip_range,
         "target_kl": model.target_kl,
         "max_grad_norm": model.norm_limit,

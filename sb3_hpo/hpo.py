@@ -292,6 +292,7 @@ class HPO(HybridPPO):
         rollout_buffer.reset()
         callback.on_rollout_start()
         view.simulator.detach()
+        self._set_spread()
         by_arrays = view.needs_arrays or reads_arrays(callback)
         periods, decisions, goes_on = self._simulate(env, view, callback, rollout_buffer, n_rollout_steps, by_arrays)
         self._take_in(view, rollout_buffer if goes_on else None, periods, decisions, by_arrays)

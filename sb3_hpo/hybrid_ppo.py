@@ -56,6 +56,9 @@ class HybridPPO(SharedPPO, TupleActions):
         network unless given
     :param value_learning_rate: of the value network, likewise
     :param ent_coef: entropy coefficient, likewise
+    :param temperature: what the regimes' logits are divided by, likewise, or ``"exp_V"`` for one that falls from V to a tenth
+        of it (:class:`~sb3_hpo.arguments.GeometricSchedule`). The lower it is, the more surely the likeliest regime is drawn,
+        so that training ends with the policy that is left when the likeliest is always taken
     :param value_beyond_horizon: whether the value network judges what would follow an episode that stops at its horizon, as in
         SB3. With False nothing follows: where costs grow without limit under a policy that has not learned yet, the value of
         what follows is larger than all that was seen, and wrong
@@ -96,6 +99,7 @@ class HybridPPO(SharedPPO, TupleActions):
         continuous_learning_rate: float | str | Schedule | None = None,
         value_learning_rate: float | str | Schedule | None = None,
         ent_coef: float | str | Schedule = 0.0,
+        temperature: float | str | Schedule = 1.0,
         point_std: float | str | Schedule | None = None,
         value_beyond_horizon: bool | Literal["bounded"] = True,
         normalize_reward: bool = False,
@@ -114,6 +118,7 @@ class HybridPPO(SharedPPO, TupleActions):
         self.value_beyond_horizon = value_beyond_horizon
         self.component_learning_rates = schedules({"continuous": continuous_learning_rate, "value": value_learning_rate})
         self.ent_coef_schedule = make_schedule("ent_coef", ent_coef)
+        self.temperature_schedule = make_schedule("temperature", temperature)
         learning_rate = make_schedule("learning_rate", learning_rate)
         ppo_kwargs |= clip_schedules(ppo_kwargs)
         super().__init__(policy, env, learning_rate=learning_rate, ent_coef=self.ent_coef_schedule(1.0), **ppo_kwargs)
@@ -190,8 +195,7 @@ class HybridPPO(SharedPPO, TupleActions):
     ) -> bool:
         masked = env.has_attr("action_masks")
         rollout_buffer.action_dim = packed_size(self.action_space, masked)  # its arrays are made anew for every rollout
-        if self.point_std_schedule is not None:
-            self.policy.fix_std(self.point_std_schedule(self._current_progress_remaining))
+        self._set_spread()
         assert isinstance(env, HybridActionWrapper)
         env.reward_unit = self.reward_scale
 
@@ -206,6 +210,12 @@ class HybridPPO(SharedPPO, TupleActions):
         if goes_on and self.normalize_reward:
             self._change_unit(rollout_buffer)
         return goes_on
+
+    def _set_spread(self) -> None:
+        """Of regimes and of points, as it is scheduled."""
+        self.policy.set_temperature(self.temperature_schedule(self._current_progress_remaining))
+        if self.point_std_schedule is not None:
+            self.policy.fix_std(self.point_std_schedule(self._current_progress_remaining))
 
     def _change_unit(self, rollout_buffer: RolloutBuffer) -> None:
         """Make the standard deviation of this rollout's returns the unit of rewards and values."""
@@ -258,6 +268,8 @@ class HybridPPO(SharedPPO, TupleActions):
             kwargs["point_std_schedule"] = cls._make_std_schedule(kwargs.pop("point_std"))
         if "ent_coef" in kwargs:
             kwargs["ent_coef_schedule"] = make_schedule("ent_coef", kwargs.pop("ent_coef"))
+        if "temperature" in kwargs:
+            kwargs["temperature_schedule"] = make_schedule("temperature", kwargs.pop("temperature"))
         if "value_beyond_horizon" in kwargs:
             check_choice("value_beyond_horizon", kwargs["value_beyond_horizon"], cls.horizon_values)
         own_rates = [name for name in ("continuous", "value") if f"{name}_learning_rate" in kwargs]

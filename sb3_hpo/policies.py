@@ -216,6 +216,16 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         """
         self.log_std.requires_grad_(False).fill_(math.log(std))
 
+    @torch.no_grad()
+    def set_temperature(self, temperature: float) -> None:
+        """
+        :param temperature: what the regimes' logits are divided by from now on. The likeliest regime stays the likeliest
+        """
+        discrete = self.component("discrete")
+        if self.coupling is not None:
+            self.coupling.weight.mul_(1 / (temperature * discrete.std))
+        discrete.std.fill_(1 / temperature)
+
     # ---- the three functions of the state ----------------------------------------------------------------------------
 
     def component(self, name: str) -> Component:

@@ -30,7 +30,7 @@ ARGUMENTS = (
     *("batch_size", "clip_range", "clip_range_vf", "ent_coef", "gae_lambda", "gamma", "learning_rate", "max_grad_norm"),
     *("n_epochs", "n_steps", "normalize_advantage", "ratio", "seed", "stats_window_size", "target_kl", "verbose", "vf_coef"),
     *("clip_networks", "continuous_learning_rate", "normalize_reward", "point_std", "value_beyond_horizon"),
-    "value_learning_rate",
+    *("temperature", "value_learning_rate"),
 )
 HPO_ARGUMENTS = (
     *("credit", "cross_term", "gradient_checkpointing", "n_scenarios"),
@@ -193,6 +193,7 @@ def _describe(model: HybridPPO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     values |= {
         "point_std": model.point_std_schedule,
         "ent_coef": model.ent_coef_schedule,
+        "temperature": model.temperature_schedule,
         "stats_window_size": model._stats_window_size,
         "max_grad_norm": model.norm_limit,
     }

@@ -101,7 +101,7 @@ def hybrid_ppo_subprocesses() -> HybridPPO:
 
 
 def hpo_factors() -> HPO:
-    return hpo(BreweryEnv(10))
+    return hpo(BreweryEnv(10), temperature="exp_2.0")
 
 
 def hybrid_ppo_factors() -> HybridPPO:

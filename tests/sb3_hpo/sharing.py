@@ -111,10 +111,10 @@ def hpo_brewery() -> HPO:
 
 
 def hpo_limited_brewery() -> HPO:
-    """Factors drawn one after the other, points that see them."""
+    """Factors drawn one after the other, ever more surely; points that see them."""
     nets = {"net_arch": [8, 8], "autoregressive": True, "points_see_regime": True}
     env = BreweryEnv(active_limits=(1, 2)).to(dtype=torch.get_default_dtype())
-    return hpo(env, policy_kwargs=nets)
+    return hpo(env, policy_kwargs=nets, temperature="exp_2.0")
 
 
 def hpo_purse() -> HPO:

@@ -157,6 +157,7 @@ NONSENSE = [  # argument, value, and what the error says is allowed
     *[("max_grad_norm", value, "> 0") for value in (-1, 0, NAN, -INF, None)],
     *[("vf_coef", value, ">= 0") for value in (NAN, -0.5, INF, "0.5")],
     *[("target_kl", value, "> 0 or None") for value in (-1, 0, NAN, "0.01")],
+    *[("temperature", value, "> 0") for value in (0, -1, NAN, INF, "early_1", lambda left: left - 0.5)],
     *[("ent_coef", value, ">= 0") for value in (-0.1, NAN, INF, "lin_-1", lambda left: 1 - 2 * left)],
     *[("learning_rate", value, ">= 0") for value in (-1e-3, NAN, INF, "lin_nan", lambda left: NAN)],
     *[("learning_rate", value, f"a number, a schedule, or one of {TEXTS}") for value in (None, True, [1e-3])],

@@ -16,6 +16,7 @@ from torch.nn.utils import parameters_to_vector
 from hybrid_envs.spaces import hybrid_action_space, unpack
 from sb3_hpo.networks import Component, Tower
 from sb3_hpo.policies import COMPONENTS, DeterministicPointPolicy, HybridActorCriticPolicy, HybridMultiInputPolicy
+from tests.factored import BreweryEnv
 
 INF = np.inf
 BOUNDS = np.array(  # every kind of bound, and another kind for the same coordinate in the other regimes
@@ -318,6 +319,25 @@ def test_evaluating_actions_agrees_with_the_forward_pass_that_drew_them(policy_c
 def is_action(action):
     regime, point = action
     return type(action) is tuple and type(regime) is int and point.dtype == np.float32 and point.shape == (5,)
+
+
+@pytest.mark.parametrize("autoregressive", [False, True])
+def test_logits_are_divided_by_the_temperature_and_the_likeliest_regime_stays(autoregressive):
+    env = BreweryEnv(3, masked=False)
+    arguments = {"action_bounds": env.action_bounds, "factor_of": env.factors.factor_of, "autoregressive": autoregressive}
+    torch.manual_seed(0)
+    policy = shaken(
+        DeterministicPointPolicy(env.observation_space, env.action_space, lambda _: 1e-3, net_arch=[8], **arguments)
+    )
+    obs = torch.randn(50, len(env.observation_scale), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        likeliest = policy.regimes(obs).mode()
+        before = policy.regimes(obs).given(likeliest).logits
+        for temperature in (0.25, 2.0):  # of the logits of before, whatever the temperature was in between
+            policy.set_temperature(temperature)
+            after = policy.regimes(obs)
+            torch.testing.assert_close(after.given(likeliest).probs, (before / temperature).softmax(dim=-1))
+            assert torch.equal(after.mode(), likeliest)
 
 
 @pytest.mark.parametrize("policy_class", POLICIES)

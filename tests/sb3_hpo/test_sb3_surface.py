@@ -203,6 +203,7 @@ def test_all_settings_of_hpo_survive_saving(tmp_path):
         "pathwise_weight": 3.0,
         "pathwise_lambda": 0.9,
         "point_noise": "lin_0.5",
+        "temperature": "exp_2.0",
         "normalize_reward": False,
         "continuous_learning_rate": 2e-3,
         "value_learning_rate": "lin_0.004",
@@ -217,6 +218,19 @@ def test_all_settings_of_hpo_survive_saving(tmp_path):
     for name in ("cross_term", "normalize_reward", *numbers):
         assert getattr(loaded, name) == getattr(model, name)
     assert same(continued(loaded), continued(model))
+
+
+def test_the_temperature_follows_its_schedule_and_the_policy_that_acted_is_the_one_that_learns(algorithm):
+    seen = []
+    model = make(algorithm, temperature="exp_2.0", learning_rate=0.0)
+
+    def look(_locals, _globals):
+        seen.append(1 / float(model.policy.component("discrete").std))
+        return True
+
+    model.learn(4 * ITERATION, look)
+    assert seen[::N_STEPS] == pytest.approx([2.0 * 0.1**share for share in (0, 0.25, 0.5, 0.75)])
+    assert model.logger.name_to_value["train/approx_kl"] == pytest.approx(0.0, abs=1e-5)  # no ratio is anything but 1
 
 
 def test_a_model_is_loaded_with_a_single_environment_and_learns_on(algorithm, tmp_path):

@@ -167,6 +167,7 @@ def test_further_arguments_of_load_replace_what_was_saved(folder):
     given = HPO.load(path, continuous_learning_rate=None, value_learning_rate="lin_4e-3", **changes)
     assert given.lr_schedule(0.5) == pytest.approx(1e-3)
     assert (given.ent_coef_schedule(0.5), given.point_noise_schedule(0.5)) == (0.3, pytest.approx(0.2))
+    assert HPO.load(path, temperature="exp_2.0").temperature_schedule(0.0) == pytest.approx(0.2)
     assert set(given.component_learning_rates) == {"value"}
     assert given.component_learning_rates["value"](0.5) == pytest.approx(2e-3)
     assert (given.component_max_grad_norm, given.max_grad_norm) == (2.0, np.inf)
