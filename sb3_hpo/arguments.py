@@ -25,6 +25,7 @@ __all__ = [
     "ALLOWED",
     "Allowed",
     "GeometricSchedule",
+    "HeldSchedule",
     "LateSchedule",
     "QuadraticSchedule",
     "check_arguments",
@@ -108,6 +109,19 @@ class GeometricSchedule:
         return self.start * 0.1 ** (1.0 - progress_remaining)
 
 
+@dataclass(frozen=True)
+class HeldSchedule:
+    """
+    ``start`` in the first half of training, and from there to a tenth of it, by the same share in equal times. As the
+    temperature of regimes it leaves the first half to exploration.
+    """
+
+    start: float
+
+    def __call__(self, progress_remaining: float) -> float:
+        return self.start * 0.1 ** max(0.0, 1.0 - 2.0 * progress_remaining)
+
+
 EARLY_END = 0.5
 """Share of training after which ``"early_V"`` has fallen to 0."""
 NOTATIONS: dict[str, Callable[[float], Schedule]] = {
@@ -116,6 +130,7 @@ NOTATIONS: dict[str, Callable[[float], Schedule]] = {
     "early": lambda start: LinearSchedule(start, 0.0, EARLY_END),
     "late": LateSchedule,
     "exp": GeometricSchedule,
+    "hold": HeldSchedule,
 }
 """Schedules that can be written as text, such as ``"lin_3e-4"``; the first is RL Zoo's notation."""
 COUNT, SWITCH = Allowed(int, 1), Allowed(bool)
@@ -327,8 +342,8 @@ def make_schedule(name: str, value: float | str | Schedule) -> FloatSchedule:
     """
     :param name: of the argument, one of :data:`ALLOWED`
     :param value: a constant, a schedule, ``"lin_V"`` for a linear decay from V to 0, ``"early_V"`` for one that ends after
-        half of training, ``"quad_V"`` (:class:`QuadraticSchedule`), ``"late_V"`` (:class:`LateSchedule`) or ``"exp_V"``
-        (:class:`GeometricSchedule`)
+        half of training, ``"quad_V"`` (:class:`QuadraticSchedule`), ``"late_V"`` (:class:`LateSchedule`), ``"exp_V"``
+        (:class:`GeometricSchedule`) or ``"hold_V"`` (:class:`HeldSchedule`)
     :raises ValueError: for anything else, and where it leaves the argument's range
     """
     given, allowed = value, ALLOWED[name]
@@ -372,6 +387,8 @@ def notation(schedule: Schedule) -> tuple[str, float] | None:
             return "late", peak
         case GeometricSchedule(start):
             return "exp", start
+        case HeldSchedule(start):
+            return "hold", start
     return None
 
 

@@ -56,9 +56,9 @@ class HybridPPO(SharedPPO, TupleActions):
         network unless given
     :param value_learning_rate: of the value network, likewise
     :param ent_coef: entropy coefficient, likewise
-    :param temperature: what the regimes' logits are divided by, likewise, or ``"exp_V"`` for one that falls from V to a tenth
-        of it (:class:`~sb3_hpo.arguments.GeometricSchedule`). The lower it is, the more surely the likeliest regime is drawn,
-        so that training ends with the policy that is left when the likeliest is always taken
+    :param temperature: what the regimes' logits are divided by, likewise, or ``"hold_V"`` for one that falls from V to a tenth
+        of it in the second half of training (:class:`~sb3_hpo.arguments.HeldSchedule`). The lower it is, the more surely the
+        likeliest regime is drawn, so that training ends with the policy that is left when the likeliest is always taken
     :param value_beyond_horizon: whether the value network judges what would follow an episode that stops at its horizon, as in
         SB3. With False nothing follows: where costs grow without limit under a policy that has not learned yet, the value of
         what follows is larger than all that was seen, and wrong

@@ -20,7 +20,7 @@ from tests.sb3_hpo.environments import PurseEnv, TargetEnv
 
 ID, SMALL = "HybridInventory-v0", {"n_items": 2, "horizon": 10}
 NET = {"net_arch": [8]}
-TEXTS = "'lin_V', 'quad_V', 'early_V', 'late_V', 'exp_V'"
+TEXTS = "'lin_V', 'quad_V', 'early_V', 'late_V', 'exp_V', 'hold_V'"
 """How schedules can be written."""
 
 

@@ -50,7 +50,7 @@ def trained(algorithm, env, **arguments):
 @pytest.mark.parametrize("algorithm", [HPO, HybridPPO])
 @pytest.mark.parametrize("normalised", [False, True])
 def test_a_loaded_model_trains_on_bit_for_bit_as_after_sb3s_load(algorithm, normalised, tmp_path):
-    settings = {"ent_coef": "quad_0.1", "temperature": "exp_2.0", "learning_rate": "lin_3e-3", "max_grad_norm": 0.7}
+    settings = {"ent_coef": "quad_0.1", "temperature": "hold_2.0", "learning_rate": "lin_3e-3", "max_grad_norm": 0.7}
     late = {"cross_term": "auto", "point_noise": "early_0.1", "continuous_learning_rate": "late_2e-3"}
     settings |= late if algorithm is HPO else {"clip_range_vf": 0.3, "target_kl": 0.5}
     venv = DummyVecEnv([make] * 4)
