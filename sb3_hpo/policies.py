@@ -221,10 +221,13 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         """
         :param temperature: what the regimes' logits are divided by from now on. The likeliest regime stays the likeliest
         """
-        discrete = self.component("discrete")
-        if self.coupling is not None:
-            self.coupling.weight.mul_(1 / (temperature * discrete.std))
-        discrete.std.fill_(1 / temperature)
+        std = self.component("discrete").std
+        before = std.clone()
+        std.fill_(1 / temperature)
+        if (
+            self.coupling is not None
+        ):  # it is added behind the network; nothing changes, to the last bit, where the std does not
+            self.coupling.weight.mul_(std / before)
 
     # ---- the three functions of the state ----------------------------------------------------------------------------
 

@@ -338,6 +338,10 @@ def test_logits_are_divided_by_the_temperature_and_the_likeliest_regime_stays(au
             after = policy.regimes(obs)
             torch.testing.assert_close(after.given(likeliest).probs, (before / temperature).softmax(dim=-1))
             assert torch.equal(after.mode(), likeliest)
+    policy.set_temperature(1.3102272059107631)  # 1 over 1 over it is another number in float32
+    weights = parameters_to_vector(policy.parameters()).detach().clone()
+    policy.set_temperature(1.3102272059107631)
+    assert torch.equal(parameters_to_vector(policy.parameters()), weights)
 
 
 @pytest.mark.parametrize("policy_class", POLICIES)
