@@ -119,7 +119,7 @@ class HeldSchedule:
     start: float
 
     def __call__(self, progress_remaining: float) -> float:
-        return self.start * 0.1 ** max(0.0, 1.0 - 2.0 * progress_remaining)
+        return GeometricSchedule(self.start)(min(1.0, 2.0 * progress_remaining))
 
 
 EARLY_END = 0.5

@@ -119,6 +119,7 @@ class HPO(HybridPPO):
     policy: DeterministicPointPolicy
     stochastic_point = False
     horizon_values = (True, False, "bounded")
+    scheduled = (*HybridPPO.scheduled, "point_noise")
     running_estimates = ("cross_weight", "cross_signal", "cross_power", "reward_scale")
 
     def __init__(
@@ -514,8 +515,6 @@ class HPO(HybridPPO):
         assert data is not None
         if env is not None and not isinstance(env, VecEnv):
             env = simulated(env, data["n_envs"])
-        if "point_noise" in kwargs:
-            kwargs["point_noise_schedule"] = make_schedule("point_noise", kwargs.pop("point_noise"))
         return super().load(path, env, *args, **kwargs)
 
 

@@ -87,6 +87,8 @@ class HybridPPO(SharedPPO, TupleActions):
     """Whether the algorithm explores with a Gaussian point; its policy has to do as it does."""
     horizon_values: ClassVar[tuple[Any, ...]] = (True, False)
     """What ``value_beyond_horizon`` may be."""
+    scheduled: ClassVar[tuple[str, ...]] = ("ent_coef", "temperature")
+    """Arguments that are kept as schedules, in attributes of their names and ``_schedule``."""
     running_estimates: ClassVar[tuple[str, ...]] = ("reward_scale",)
     """What changes in training beside SB3's own counters; checkpoints keep it."""
 
@@ -266,10 +268,9 @@ class HybridPPO(SharedPPO, TupleActions):
             kwargs["learning_rate"] = make_schedule("learning_rate", kwargs["learning_rate"])
         if "point_std" in kwargs:
             kwargs["point_std_schedule"] = cls._make_std_schedule(kwargs.pop("point_std"))
-        if "ent_coef" in kwargs:
-            kwargs["ent_coef_schedule"] = make_schedule("ent_coef", kwargs.pop("ent_coef"))
-        if "temperature" in kwargs:
-            kwargs["temperature_schedule"] = make_schedule("temperature", kwargs.pop("temperature"))
+        for name in cls.scheduled:
+            if name in kwargs:
+                kwargs[f"{name}_schedule"] = make_schedule(name, kwargs.pop(name))
         if "value_beyond_horizon" in kwargs:
             check_choice("value_beyond_horizon", kwargs["value_beyond_horizon"], cls.horizon_values)
         own_rates = [name for name in ("continuous", "value") if f"{name}_learning_rate" in kwargs]

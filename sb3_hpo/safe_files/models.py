@@ -190,17 +190,15 @@ def _describe(model: HybridPPO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         for key, value in state.items():
             tensors[f"optimizer.{i}.{key}"] = value.detach().cpu().numpy()
     values: dict[str, Any] = {name: getattr(model, name, None) for name in _argument_names(type(model))}
+    values |= {name: getattr(model, f"{name}_schedule") for name in (*model.scheduled, "point_std")}
     values |= {
-        "point_std": model.point_std_schedule,
-        "ent_coef": model.ent_coef_schedule,
-        "temperature": model.temperature_schedule,
         "stats_window_size": model._stats_window_size,
         "max_grad_norm": model.norm_limit,
     }
     rates = model.component_learning_rates
     values |= {f"{name}_learning_rate": rates.get(name) for name in ("continuous", "value")}
     if isinstance(model, HPO):
-        values |= {"n_scenarios": model.n_envs, "point_noise": model.point_noise_schedule}
+        values["n_scenarios"] = model.n_envs
     description = {
         "algorithm": type(model).__name__,
         "policy": policies[type(model.policy)],
