@@ -36,6 +36,8 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         self._state: Any = None
         self._observation: torch.Tensor | None = None
         self._clock: int | None = None
+        self.restarted = False
+        """Whether the last step ended episodes, so that some of the present states are those of new ones."""
         self.noise = torch.empty(0)
         self.generator = torch.Generator(env.device)
         self._rows = torch.arange(num_envs, device=env.device)
@@ -119,7 +121,8 @@ class HybridVectorEnv(gym.vector.VectorEnv):
         # Scenarios that go in step end together, and when is known without a look at them: a GPU need not be waited for.
         if self._clock is not None:
             self._clock += 1
-        if self._some(done) if self._clock is None else self._clock >= self.env.horizon:
+        self.restarted = self._some(done) if self._clock is None else self._clock >= self.env.horizon
+        if self.restarted:
             self._restart(done)
         return result, done
 
@@ -192,12 +195,11 @@ class HybridVectorEnv(gym.vector.VectorEnv):
 
     def _restart(self, done: torch.Tensor) -> None:
         fresh, noise = self._draw()
-        state = type(fresh)(*(_where(done, new, old) for new, old in zip(fresh, self.state, strict=True)))
+        if self._clock is not None:  # all of them begin anew
+            self._state, self._observation, self._clock, self.noise = fresh, None, 0, noise
+            return
+        self.state = type(fresh)(*(_where(done, new, old) for new, old in zip(fresh, self.state, strict=True)))
         self.noise = _where(done, noise.transpose(0, 1), self.noise.transpose(0, 1)).transpose(0, 1)
-        if self._clock is None:
-            self.state = state
-        else:  # all of them begin anew
-            self._state, self._observation, self._clock = state, None, 0
 
     def step(
         self, actions: tuple[np.ndarray, np.ndarray]

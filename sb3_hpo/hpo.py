@@ -1,6 +1,7 @@
 """Hybrid Policy Optimization: mixed gradients through a differentiable simulator."""
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -27,7 +28,7 @@ from sb3_hpo.credit import Decision, counterfactual_baseline, joined
 from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.losses import pathwise_loss, score_loss
 from sb3_hpo.policies import DeterministicPointPolicy
-from sb3_hpo.vec_env import LiveView, Period, simulated, together
+from sb3_hpo.vec_env import LiveView, Period, Seen, simulated, together
 
 DEFAULT_ITERATIONS = 200
 DIAGNOSTICS_INTERVAL = 10
@@ -50,6 +51,17 @@ class Act(NamedTuple):
     """What b depends on beside x: the candidates, or the observation."""
     redrawn: torch.Tensor
     """x drawn once more, where credit is counterfactual."""
+
+
+class Simulated(NamedTuple):
+    """What is kept of a rollout, period by period."""
+
+    periods: list[Period]
+    seen: Seen
+    live: list[torch.Tensor]
+    """What was observed, with gradients, if the value network judges every state on the way."""
+    decisions: list[Decision]
+    """What was decided, if credit is counterfactual."""
 
 
 class LiveRollout(NamedTuple):
@@ -295,8 +307,8 @@ class HPO(HybridPPO):
         view.simulator.detach()
         self._set_spread()
         by_arrays = view.needs_arrays or reads_arrays(callback)
-        periods, decisions, goes_on = self._simulate(env, view, callback, rollout_buffer, n_rollout_steps, by_arrays)
-        self._take_in(view, rollout_buffer if goes_on else None, periods, decisions, by_arrays)
+        rollout, goes_on = self._simulate(env, view, callback, rollout_buffer, n_rollout_steps, by_arrays)
+        self._take_in(view, rollout_buffer if goes_on else None, rollout, by_arrays)
         if not goes_on:
             return False
         callback.update_locals(locals())
@@ -307,40 +319,40 @@ class HPO(HybridPPO):
         self,
         view: LiveView,
         rollout_buffer: HybridRolloutBuffer | None,
-        periods: list[Period],
-        decisions: list[Decision],
+        rollout: Simulated,
         by_arrays: bool,
     ) -> None:
         """
         Check what was simulated, and make the buffer and the live rollout of it.
 
         :param rollout_buffer: ``None`` if the rollout was stopped
-        :param periods: cleared, as is the other list
+        :param rollout: its lists are cleared, since a long rollout is large, and need not be there twice
         """
-        own, present = together(periods), view.observation()
-        periods.clear()  # a long rollout is large, and need not be there twice
-        following = torch.cat([own.obs[1:], present.unsqueeze(0)]) if self.pathwise_lambda < 1 else present.unsqueeze(0)
-        own = own._replace(obs=own.obs.detach())
-        view.check(own)
+        own, (observations, final) = together(rollout.periods), rollout.seen
+        rollout.periods.clear()
+        view.check(own, rollout.seen)
+        following = torch.stack([*rollout.live, view.observation()])
+        rollout.live.clear()
         ends = torch.zeros_like(own.reward.detach())  # values of the last states of episodes
-        ends[own.truncated] = self._values(own.final_obs[own.truncated])
+        if final:
+            last = [of_step[own.truncated[step]] for step, of_step in final.items()]
+            ends[own.truncated] = self._values(torch.cat(last))
 
         # So far scenario by scenario, each on one rank; from here on every rank has all of them.
-        rewards, log_probs, done, truncated, ends, values, observations, last, actions = view.base.everybody(
+        rewards, log_probs, done, truncated, ends, values, observations, actions = view.base.everybody(
             own.reward,
             own.log_prob,
             own.terminated | own.truncated,
             own.truncated,
             ends,
-            torch.cat([self._values(own.obs), self._values(present).unsqueeze(0)]),
-            own.obs,
-            present.detach().unsqueeze(0),
-            append_mask(pack(own.x, own.b.detach()), own.mask),
+            torch.cat([self._values(observations[:-1]), self._values(observations[-1:])]),
+            observations,
+            own.action,
             dim=1,
         )
         starts = torch.cat([torch.as_tensor(self._last_episode_starts, device=self.device).unsqueeze(0), done])
         dones = done.cpu().numpy()
-        self._last_obs, self._last_episode_starts = to_numpy(last[0]), dones[-1]
+        self._last_obs, self._last_episode_starts = to_numpy(observations[-1]), dones[-1]
         if not by_arrays:
             for of_step, ended in zip(to_numpy(rewards), dones, strict=True):
                 self._update_info_buffer([{"episode": episode} for episode in view.base.count(of_step, ended).values()])
@@ -349,7 +361,7 @@ class HPO(HybridPPO):
 
         joint = self.policy.factors.many and not self.policy.by_component
         rollout_buffer.fill(
-            observations=observations,
+            observations=observations[:-1],
             actions=actions,
             rewards=rewards,
             episode_starts=starts[:-1],
@@ -363,8 +375,8 @@ class HPO(HybridPPO):
         rollout_buffer.rewards[truncated.cpu().numpy()] += self.gamma * ends[truncated].clamp(*beyond).cpu().numpy()
         rollout_buffer.compute_returns_and_advantage(values[-1], dones[-1])
         if self.counterfactual:
-            baselines = self._baselines(view, decisions, scale, beyond)
-            decisions.clear()
+            baselines = self._baselines(view, rollout.decisions, scale, beyond)
+            rollout.decisions.clear()
             rollout_buffer.advantages = rollout_buffer.returns[..., None] - baselines
         self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
         # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
@@ -381,62 +393,66 @@ class HPO(HybridPPO):
         rollout_buffer: RolloutBuffer,
         n_rollout_steps: int,
         by_arrays: bool,
-    ) -> tuple[list[Period], list[Decision], bool]:
+    ) -> tuple[Simulated, bool]:
         """
         All scenarios, period by period, in tensors. Unless ``by_arrays``, nothing waits for them.
 
         :param by_arrays: whether every step goes through the VecEnv, for wrappers and callbacks that look at its arrays
-        :return: what happened; what was decided, if credit is counterfactual; whether training goes on
+        :return: what happened; whether training goes on
         """
-        periods: list[Period] = []
-        decisions: list[Decision] = []
+        present = view.observation()
+        seen = Seen(present.new_empty(n_rollout_steps + 1, *present.shape), {})
+        rollout = Simulated([], seen, [], [])
         noise_std = self.point_noise_schedule(self._current_progress_remaining)
-        for _ in range(n_rollout_steps):
+        for step in range(n_rollout_steps):
             state, noise = view.simulator.state, view.simulator.present_noise()
             obs, mask = view.observation(), view.regime_mask()
-            act = partial(self._act, view.simulator.env, state, noise, obs, mask, noise_std)
-            done: Act = checkpoint(act, use_reentrant=False) if self.gradient_checkpointing else act()
+            seen.observations[step] = obs.detach()
+            if self.pathwise_lambda < 1 and step > 0:
+                rollout.live.append(obs)
+            act = partial(self._act, view.simulator.env, state, noise, view.scaling(), mask, noise_std)
+            done: Act = checkpoint(act, use_reentrant=False) if self.gradient_checkpointing else act(obs)
             if self.counterfactual:
-                decisions.append(Decision(*view.simulator.present(), done.x, done.context.detach(), done.redrawn))
+                rollout.decisions.append(Decision(*view.simulator.present(), done.x, done.context.detach(), done.redrawn))
             if by_arrays:
                 new_obs, rewards, dones, infos = env.step(done.outcome)  # type: ignore[arg-type]
             else:
                 view.base.accept(done.outcome)
-            periods.append(
-                Period(
-                    state.period,
-                    obs if self.pathwise_lambda < 1 else obs.detach(),
-                    mask,
-                    done.x,
-                    done.b,
-                    done.log_prob,
-                    *view.outcome(),
-                )
-            )
+            if view.simulator.restarted:
+                seen.final[step] = view.scaled(done.outcome.observation).detach()
+            action = append_mask(pack(done.x, done.b.detach()), mask)
+            rollout.periods.append(Period(state.period, mask, action, done.log_prob, *view.outcome()))
             view.simulator.discount_gradient(self.gamma * self.pathwise_lambda)
 
             self.num_timesteps += env.num_envs
             callback.update_locals(locals())
-            if not callback.on_step():
-                return periods, decisions, False
+            if not (goes_on := callback.on_step()):
+                break
             if by_arrays:
                 self._update_info_buffer(infos, dones)
                 self._last_obs = new_obs  # type: ignore[assignment]
-        return periods, decisions, True
+        taken = len(rollout.periods)
+        seen.observations[taken] = view.observation().detach()
+        return rollout._replace(seen=seen._replace(observations=seen.observations[: taken + 1])), goes_on
 
     def _act(
         self,
         env: HybridEnv,
         state: Any,
         noise: torch.Tensor,
-        obs: torch.Tensor,
+        scaled: Callable[[torch.Tensor], torch.Tensor],
         mask: torch.Tensor | None,
         noise_std: float,
+        obs: torch.Tensor | None = None,
     ) -> Act:
         """
         The differentiable part of a period: a function of the states, the noise and the source of random numbers, that changes
         nothing, so that it can be computed again.
+
+        :param scaled: from what the environment shows to what the policy sees
+        :param obs: what the policy sees, if that is known already
         """
+        obs = scaled(env.observation(state)) if obs is None else obs
         regimes = self.policy.regimes(obs if self.cross_term else obs.detach(), mask)
         with ranks.sharing(self.n_envs):
             x = regimes.sample()

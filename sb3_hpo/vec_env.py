@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -263,16 +263,28 @@ class Period(NamedTuple):
 
     clock: torch.Tensor
     """The periods of the scenarios' episodes, shape ``(n_envs,)``."""
-    obs: torch.Tensor
     mask: torch.Tensor | None
-    x: torch.Tensor
-    b: torch.Tensor
+    action: torch.Tensor
+    """Packed, with the mask if there is one; without gradients."""
     log_prob: torch.Tensor
     reward: torch.Tensor
-    final_obs: torch.Tensor
-    """What is seen of the state that the period led to, before any reset, shape ``(n_envs, d)``."""
     terminated: torch.Tensor
     truncated: torch.Tensor
+
+
+class Seen(NamedTuple):
+    """What was observed in a rollout, as the policy sees it. Nothing carries gradients."""
+
+    observations: torch.Tensor
+    """Of the states at the beginning of each period, and of the present ones, shape ``(n_steps + 1, n_envs, d)``."""
+    final: dict[int, torch.Tensor]
+    """By step in which episodes ended, of the states that it led to, before any reset, shape ``(n_envs, d)``."""
+
+    def led_to(self, step: int) -> torch.Tensor:
+        """
+        :return: of the states that a step led to, before any reset, shape ``(n_envs, d)``
+        """
+        return self.final.get(step, self.observations[step + 1])
 
 
 def together(periods: list[Period]) -> Period:
@@ -313,22 +325,24 @@ class LiveView:
         env = self.simulator.env
         return env.regime_mask(self.simulator.state) if env.masks_regimes else None
 
-    def check(self, rollout: Period) -> None:
+    def check(self, rollout: Period, seen: Seen) -> None:
         """
         :param rollout: what the simulator said, period by period
+        :param seen: what was observed
         :raises ValueError: naming the environment and the first period in which a state left no regime
         :raises FloatingPointError: naming the environment and the first period in which something was not finite
         """
         name, mask = self.simulator.env.name, rollout.mask
         choice = None if mask is None else torch.stack([self.simulator.env.factors.leaves_a_choice(of) for of in mask])
         # A sum is finite only if all terms are; where it overflows though they are, the loop below finds nothing.
-        finite = (rollout.final_obs.sum() + rollout.reward.detach().sum()).isfinite()
+        observed = sum((final.sum() for final in seen.final.values()), seen.observations[1:].sum())
+        finite = (observed + rollout.reward.detach().sum()).isfinite()
         if finite if choice is None else finite & choice.all():
             return
         for step, clock in enumerate(rollout.clock):
             if choice is not None:
                 require_choice(name, choice[step], clock)
-            require_finite(name, "observation", rollout.final_obs[step], clock)
+            require_finite(name, "observation", seen.led_to(step), clock)
             require_finite(name, "reward", rollout.reward[step], clock)
 
     def scaled(self, observation: torch.Tensor) -> torch.Tensor:
@@ -336,13 +350,20 @@ class LiveView:
         :param observation: as the simulator gives it, shape ``(batch, d)``
         :return: as the policy sees it
         """
+        return self.scaling()(observation)
+
+    def scaling(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """
+        :return: from observations as the simulator gives them to what the policy sees, by the present statistics
+        """
         vec = self.normalizer
         if vec is None or not vec.norm_obs:
-            return observation
+            return lambda observation: observation
         assert isinstance(vec.obs_rms, RunningMeanStd)
-        mean = torch.as_tensor(vec.obs_rms.mean, device=observation.device)
-        std = torch.as_tensor(vec.obs_rms.var + vec.epsilon, device=observation.device).sqrt()
-        return ((observation - mean) / std).clamp(-vec.clip_obs, vec.clip_obs).to(observation.dtype)
+        device, most = self.simulator.env.device, vec.clip_obs
+        mean = torch.as_tensor(vec.obs_rms.mean, device=device)
+        std = torch.as_tensor(vec.obs_rms.var + vec.epsilon, device=device).sqrt()
+        return lambda observation: ((observation - mean) / std).clamp(-most, most).to(observation.dtype)
 
     def reward(self, result: StepResult | None = None) -> torch.Tensor:
         """
@@ -357,13 +378,13 @@ class LiveView:
             return reward
         return (reward / math.sqrt(vec.ret_rms.var + vec.epsilon)).clamp(-vec.clip_reward, vec.clip_reward)
 
-    def outcome(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def outcome(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
-        :return: reward, final observation, and whether the episode was terminated or truncated, of the last step
+        :return: reward, and whether the episode was terminated or truncated, of the last step
         """
         result = self.base.result
         assert result is not None
-        return self.reward(), self.scaled(result.observation).detach(), result.terminated, result.truncated
+        return self.reward(), result.terminated, result.truncated
 
 
 PLAIN_WRAPPERS = (OrderEnforcing, PassiveEnvChecker, Monitor)

@@ -693,7 +693,7 @@ def test_live_observations_and_rewards_follow_the_moving_statistics_of_vec_norma
 
     class Watch(BaseCallback):
         def _on_step(self):
-            live = {"obs": self.locals["obs"], "live_reward": self.locals["periods"][-1].reward}
+            live = {"obs": self.locals["obs"], "live_reward": self.locals["rollout"].periods[-1].reward}
             seen.append(live | {"rewards": self.locals["rewards"], "shown": self.model._last_obs})
             return True
 
