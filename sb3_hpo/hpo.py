@@ -114,7 +114,8 @@ class HPO(HybridPPO):
         period. Unless given, ``"counterfactual"`` where factors are independent
     :param normalize_reward: whether to divide rewards by the batch's standard deviation
     :param gradient_checkpointing: whether to keep of each period no more than its states, and to compute it again on the way
-        back (``torch.utils.checkpoint``): less memory for more time, and the same gradient
+        back (``torch.utils.checkpoint``): less memory for more time, and the same gradient. How much less is a matter of the
+        memory allocator, too (docs/suite.md)
     :param learning_rate: of the discrete network; a number, a schedule, or ``"lin_V"`` for a linear decay from V to 0
     :param continuous_learning_rate: of the continuous network, likewise, or ``"late_V"`` for points that wait for the regimes
         (:class:`~sb3_hpo.arguments.LateSchedule`); ``None`` for that of the discrete network
@@ -328,7 +329,7 @@ class HPO(HybridPPO):
         :param rollout_buffer: ``None`` if the rollout was stopped
         :param rollout: its lists are cleared, since a long rollout is large, and need not be there twice
         """
-        own, (observations, final) = together(rollout.periods), rollout.seen
+        own, (observations, actions, final) = together(rollout.periods), rollout.seen
         rollout.periods.clear()
         view.check(own, rollout.seen)
         following = torch.stack([*rollout.live, view.observation()])
@@ -347,7 +348,7 @@ class HPO(HybridPPO):
             ends,
             torch.cat([self._values(observations[:-1]), self._values(observations[-1:])]),
             observations,
-            own.action,
+            actions,
             dim=1,
         )
         starts = torch.cat([torch.as_tensor(self._last_episode_starts, device=self.device).unsqueeze(0), done])
@@ -401,17 +402,22 @@ class HPO(HybridPPO):
         :return: what happened; whether training goes on
         """
         present = view.observation()
-        seen = Seen(present.new_empty(n_rollout_steps + 1, *present.shape), {})
+        seen = Seen(
+            present.new_empty(n_rollout_steps + 1, *present.shape),
+            present.new_empty(n_rollout_steps, len(present), rollout_buffer.action_dim),
+            {},
+        )
         rollout = Simulated([], seen, [], [])
         noise_std = self.point_noise_schedule(self._current_progress_remaining)
         for step in range(n_rollout_steps):
             state, noise = view.simulator.state, view.simulator.present_noise()
             obs, mask = view.observation(), view.regime_mask()
-            seen.observations[step] = obs.detach()
             if self.pathwise_lambda < 1 and step > 0:
                 rollout.live.append(obs)
             act = partial(self._act, view.simulator.env, state, noise, view.scaling(), mask, noise_std)
             done: Act = checkpoint(act, use_reentrant=False) if self.gradient_checkpointing else act(obs)
+            seen.observations[step] = obs.detach()
+            seen.actions[step] = append_mask(pack(done.x, done.b.detach()), mask)
             if self.counterfactual:
                 rollout.decisions.append(Decision(*view.simulator.present(), done.x, done.context.detach(), done.redrawn))
             if by_arrays:
@@ -420,8 +426,7 @@ class HPO(HybridPPO):
                 view.base.accept(done.outcome)
             if view.simulator.restarted:
                 seen.final[step] = view.scaled(done.outcome.observation).detach()
-            action = append_mask(pack(done.x, done.b.detach()), mask)
-            rollout.periods.append(Period(state.period, mask, action, done.log_prob, *view.outcome()))
+            rollout.periods.append(Period(state.period, mask, done.log_prob, *view.outcome()))
             view.simulator.discount_gradient(self.gamma * self.pathwise_lambda)
 
             self.num_timesteps += env.num_envs
@@ -433,7 +438,7 @@ class HPO(HybridPPO):
                 self._last_obs = new_obs  # type: ignore[assignment]
         taken = len(rollout.periods)
         seen.observations[taken] = view.observation().detach()
-        return rollout._replace(seen=seen._replace(observations=seen.observations[: taken + 1])), goes_on
+        return rollout._replace(seen=seen.until(taken)), goes_on
 
     def _act(
         self,

@@ -264,8 +264,6 @@ class Period(NamedTuple):
     clock: torch.Tensor
     """The periods of the scenarios' episodes, shape ``(n_envs,)``."""
     mask: torch.Tensor | None
-    action: torch.Tensor
-    """Packed, with the mask if there is one; without gradients."""
     log_prob: torch.Tensor
     reward: torch.Tensor
     terminated: torch.Tensor
@@ -273,12 +271,20 @@ class Period(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What was observed in a rollout, as the policy sees it. Nothing carries gradients."""
+    """What was observed in a rollout, as the policy sees it, and what was done. Nothing carries gradients."""
 
     observations: torch.Tensor
     """Of the states at the beginning of each period, and of the present ones, shape ``(n_steps + 1, n_envs, d)``."""
+    actions: torch.Tensor
+    """Packed, with masks if there are some, shape ``(n_steps, n_envs, m + n)`` or ``(n_steps, n_envs, m + n + ΣJ_f)``."""
     final: dict[int, torch.Tensor]
-    """By step in which episodes ended, of the states that it led to, before any reset, shape ``(n_envs, d)``."""
+    """Observations by step in which episodes ended, of the states that it led to, before any reset, shape ``(n_envs, d)``."""
+
+    def until(self, step: int) -> "Seen":
+        """
+        :return: of the steps before this one
+        """
+        return Seen(self.observations[: step + 1], self.actions[:step], self.final)
 
     def led_to(self, step: int) -> torch.Tensor:
         """
