@@ -40,7 +40,8 @@ class SharedSimulator(HybridVectorEnv):
 
     def _draw(self) -> tuple[Any, torch.Tensor]:
         state, noise = self.env.sample_scenarios(self.n_scenarios, self.generator)
-        return type(state)(*(field[self.share] for field in state)), noise[:, self.share]
+        # Copies, lest every rank keep the noise of all.
+        return type(state)(*(field[self.share].clone() for field in state)), noise[:, self.share].clone()
 
     def _some(self, done: torch.Tensor) -> bool:
         (some,) = ranks.any_of(bool(done.any()))
