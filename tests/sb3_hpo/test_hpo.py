@@ -642,7 +642,8 @@ def test_what_is_computed_again_on_the_way_back_gives_the_same_networks_and_is_n
         model, sizes = RUNS[name](), []
         model.gradient_checkpointing = checkpointing
         iteration = model.n_steps * model.n_envs
-        model.learn(11 * iteration)  # in every tenth the cross term is measured, by several ways back
+        model.num_timesteps = 9 * iteration  # in the tenth the cross term is measured, by several ways back
+        model.learn(2 * iteration, reset_num_timesteps=False)
         learned = parameters_to_vector(model.policy.parameters()).detach()
         with saved_tensors_hooks(lambda tensor, sizes=sizes: (sizes.append(tensor.nbytes), tensor)[1], lambda tensor: tensor):
             _, callback = model._setup_learn(iteration)
