@@ -346,6 +346,7 @@ class HPO(HybridPPO):
             own.terminated | own.truncated,
             own.truncated,
             ends,
+            # The last ones apart: how many rows a product has decides its last digits, and figures were made like this.
             torch.cat([self._values(observations[:-1]), self._values(observations[-1:])]),
             observations,
             actions,
@@ -401,7 +402,7 @@ class HPO(HybridPPO):
         :param by_arrays: whether every step goes through the VecEnv, for wrappers and callbacks that look at its arrays
         :return: what happened; whether training goes on
         """
-        present = view.observation()
+        present = view.simulator.observation()
         seen = Seen(
             present.new_empty(n_rollout_steps + 1, *present.shape),
             present.new_empty(n_rollout_steps, len(present), rollout_buffer.action_dim),
@@ -411,10 +412,11 @@ class HPO(HybridPPO):
         noise_std = self.point_noise_schedule(self._current_progress_remaining)
         for step in range(n_rollout_steps):
             state, noise = view.simulator.state, view.simulator.present_noise()
-            obs, mask = view.observation(), view.regime_mask()
+            scaled, mask = view.scaling(), view.regime_mask()
+            obs = scaled(view.simulator.observation())
             if self.pathwise_lambda < 1 and step > 0:
                 rollout.live.append(obs)
-            act = partial(self._act, view.simulator.env, state, noise, view.scaling(), mask, noise_std)
+            act = partial(self._act, view.simulator.env, state, noise, scaled, mask, noise_std)
             done: Act = checkpoint(act, use_reentrant=False) if self.gradient_checkpointing else act(obs)
             seen.observations[step] = obs.detach()
             seen.actions[step] = append_mask(pack(done.x, done.b.detach()), mask)

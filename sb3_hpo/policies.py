@@ -224,9 +224,8 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         std = self.component("discrete").std
         before = std.clone()
         std.fill_(1 / temperature)
-        if (
-            self.coupling is not None
-        ):  # it is added behind the network; nothing changes, to the last bit, where the std does not
+        # It is added behind the network. Nothing changes, to the last bit, where the std does not.
+        if self.coupling is not None:
             self.coupling.weight.mul_(std / before)
 
     # ---- the three functions of the state ----------------------------------------------------------------------------
