@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 from sb3_hpo.zoo.replaced import replaced
@@ -115,35 +116,32 @@ def tune() -> None:
 def enjoy() -> None:
     import rl_zoo3.enjoy
 
-    from sb3_hpo.zoo.manager import StoreValues
-    from sb3_hpo.zoo.saved_run import SavedRun
-
-    run = SavedRun()
-    with replaced(
-        rl_zoo3.enjoy,
-        get_model_path=run.get_model_path,
-        create_test_env=run.create_test_env,
-        StoreDict=StoreValues,
-        ALGOS=run.algos,
-    ):
+    with reading_saved_runs(rl_zoo3.enjoy):
         rl_zoo3.enjoy.enjoy()
 
 
 def record() -> None:
     import rl_zoo3.utils
 
+    with reading_saved_runs(rl_zoo3.utils):
+        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+
+
+def reading_saved_runs(module: ModuleType) -> contextlib.AbstractContextManager[None]:
+    """
+    :param module: of rl_zoo3, which is to find and to read saved runs as ours are written
+    """
     from sb3_hpo.zoo.manager import StoreValues
     from sb3_hpo.zoo.saved_run import SavedRun
 
     run = SavedRun()
-    with replaced(
-        rl_zoo3.utils,
+    return replaced(
+        module,
         get_model_path=run.get_model_path,
         create_test_env=run.create_test_env,
         StoreDict=StoreValues,
         ALGOS=run.algos,
-    ):
-        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+    )
 
 
 def export() -> None:
