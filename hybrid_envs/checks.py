@@ -1,6 +1,7 @@
 """What arguments, states and costs have to be, and the errors that say so."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,19 @@ def require_finite(env_name: str, what: str, values: torch.Tensor, period: int |
         row = int((~finite).nonzero()[0, 0])
         when = int(period[row]) if isinstance(period, torch.Tensor) else period
         raise FloatingPointError(f"{env_name}: non-finite {what} in period {when} (scenario {row})")
+
+
+def require_finite_observation(observation: torch.Tensor | Mapping[str, torch.Tensor]) -> None:
+    """
+    :param observation: a batch, or one of each entry of a Dict
+    :raises ValueError: naming the first number that is infinite or NaN
+    """
+    for key, values in observation.items() if isinstance(observation, Mapping) else [(None, observation)]:
+        finite = torch.isfinite(values)
+        if not finite.all():
+            index = (~finite).nonzero()[0].tolist()
+            where = "observation" if key is None else f"observation[{key!r}]"
+            raise ValueError(f"{where}{index} = {values[tuple(index)]}: must be finite")
 
 
 def require_choice(env_name: str, choice: torch.Tensor, period: int | torch.Tensor) -> None:

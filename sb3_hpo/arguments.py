@@ -409,7 +409,7 @@ def check_spelling(algorithm: type, overrides: Mapping[str, Any]) -> None:
     """
     SB3's ``load`` writes every keyword into an attribute of that name, also a misspelt one, which then changes nothing.
 
-    :param overrides: keywords of ``load``
+    :param overrides: keywords of ``load``, or of the constructor
     :raises ValueError: for a name that is almost that of an argument
     """
     known = argument_names(algorithm) | set(inspect.signature(algorithm.load).parameters)  # type: ignore[attr-defined]

@@ -110,6 +110,7 @@ class HybridPPO(SharedPPO, TupleActions):
         **ppo_kwargs: Any,
     ):
         own = {"ratio": ratio, "normalize_reward": normalize_reward, "clip_networks": clip_networks}
+        check_spelling(type(self), ppo_kwargs)
         check_arguments(ppo_kwargs | own)
         check_policy(type(self), policy, ppo_kwargs.get("policy_kwargs"))
         check_choice("value_beyond_horizon", value_beyond_horizon, self.horizon_values)

@@ -14,7 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 from torch.optim import Adam
 
-from hybrid_envs.checks import check_count
+from hybrid_envs.checks import check_count, require_finite_observation
 from hybrid_envs.spaces import append_mask, box_bounds, factors_of, feasible_actions, split_hybrid_space, split_mask, unpack
 from sb3_hpo.distributions import Coupling, HybridDistribution, RegimeDistribution, mask_tensor
 from sb3_hpo.networks import LAW_SPREAD, Component, Tower
@@ -334,10 +334,11 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
 
         :param action_masks: which regimes may be taken, shape ``(ΣJ_f,)``, or ``(batch, ΣJ_f)``; all of them unless given
         :return: one ``(x, b)`` for a single observation, a list of them for a batch, and the unchanged ``state``
-        :raises ValueError: if a mask has another shape or allows no regime
+        :raises ValueError: if a mask has another shape or allows no regime, or a number of the observation is not finite
         """
         self.set_training_mode(False)
         obs, is_batch = self.obs_to_tensor(observation)
+        require_finite_observation(obs)
         with torch.no_grad():
             mask = None
             if action_masks is not None:

@@ -13,6 +13,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack
 
 from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs.checks import require_finite_observation
 from hybrid_envs.wrappers import FlatActionWrapper
 from sb3_hpo import HPO, HybridPPO
 from sb3_hpo.vec_env import HybridVecEnv
@@ -291,6 +292,11 @@ def test_load_refuses_the_same_values_of_hpo(name, value, allowed, model_files):
         HPO.load(model_files / "HPO", small(), **{name: value})
 
 
+def test_a_misspelt_argument_is_answered_with_the_nearest(algorithm):
+    with pytest.raises(ValueError, match=f"{algorithm.__name__} has no argument 'temprature'; did you mean 'temperature'"):
+        algorithm("MlpPolicy", small(), temprature=0.5)
+
+
 def test_a_misspelt_argument_of_load_is_answered_with_the_nearest(algorithm, model_files):
     with pytest.raises(ValueError, match=f"{algorithm.__name__} has no argument 'gama'; did you mean 'gamma'"):
         algorithm.load(model_files / algorithm.__name__, small(), gama=0.9)
@@ -408,3 +414,20 @@ def test_an_action_outside_its_bounds_is_refused_by_the_batched_environment(acti
     env.reset()
     with pytest.raises(ValueError, match=f"HybridInventoryEnv: {message}"):
         env.step([(0, np.zeros(2, dtype=np.float32)), action])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_no_action_is_made_of_an_observation_that_is_not_finite(algorithm, value):
+    model = algorithm("MlpPolicy", small())
+    observation = np.zeros((3, *model.observation_space.shape), dtype=np.float32)
+    observation[1, 2] = value
+    with pytest.raises(ValueError, match=rf"observation\[1, 2\] = {value}: must be finite"):
+        model.predict(observation)
+    with pytest.raises(ValueError, match=rf"observation\[0, 2\] = {value}: must be finite"):
+        model.predict(observation[1])
+
+
+def test_a_dict_observation_that_is_not_finite_is_named_by_its_key():
+    observation = {"stock": torch.zeros(2, 3), "price": torch.tensor([[1.0], [torch.nan]])}
+    with pytest.raises(ValueError, match=r"observation\['price'\]\[1, 0\] = nan: must be finite"):
+        require_finite_observation(observation)
