@@ -1,6 +1,7 @@
 """rl_zoo3's experiment manager, taught HPO and HybridPPO; importing it registers both with rl_zoo3."""
 
 import argparse
+import contextlib
 import inspect
 import json
 import math
@@ -93,6 +94,17 @@ def read_entries(path: str) -> dict[str, Any]:
         if not isinstance(entry, dict):
             raise ValueError(f"{path}: the entry {name!r} must map names to values, got {entry!r}")
     return entries
+
+
+def changed(policy_kwargs: Mapping[str, Any] | str | None, drawn: dict[str, Any]) -> dict[str, Any] | str:
+    """
+    :param policy_kwargs: of an entry; a text is Python, as in RL Zoo's configs
+    :param drawn: those that a trial has drawn
+    :return: the entry's, in the same form, with the drawn ones in the place of its own
+    """
+    if isinstance(policy_kwargs, str):
+        return f"{{**{policy_kwargs.strip()}, **{drawn!r}}}"
+    return {**(policy_kwargs or {}), **drawn}
 
 
 def check_keys(algo: str, hyperparams: dict[str, Any]) -> None:
@@ -244,17 +256,20 @@ class ZooManager(ExperimentManager):
         :raises ValueError: for a config that is not plain YAML, an entry that it does not have, a key that nobody knows, or a
             value that cannot be meant
         """
+        name = self.entry or self.env_name.gym_id
+        entries = {}
         if self.config.endswith((".yml", ".yaml")):
             entries = read_entries(self.config)
-            name = self.entry or self.env_name.gym_id
             if name not in entries and (self.entry is not None or not {"default", "atari"} & set(entries)):
                 has = ", ".join(map(str, entries))
                 raise ValueError(f"Hyperparameters not found: {self.config} has no entry {name!r}; it has {has}")
         elif self.entry is not None:
             raise ValueError(f"--entry chooses from a YAML file; {self.config} is none")
+        if self.trial_id is not None:
+            self._take_trial(self.trial_id, entries.get(name, entries.get("default", {})))
         env_name = self.env_name
         try:
-            self.env_name = EnvironmentName(self.entry or env_name.gym_id)  # the name under which the config is searched
+            self.env_name = EnvironmentName(name)  # under which the config is searched
             hyperparams, saved = super().read_hyperparameters()
         finally:
             self.env_name = env_name
@@ -272,6 +287,25 @@ class ZooManager(ExperimentManager):
                         f"{error}; to YAML, a number without a point, like 3e-4, is text: write 3.0e-4"
                     ) from error
         return hyperparams, saved
+
+    def _take_trial(self, trial_id: int, entry: Mapping[str, Any]) -> None:
+        """
+        Put what the trial of ``--trial-id`` has drawn in the place of the entry's values, as its study did; the command line
+        has the last word. rl_zoo3 would pass over trial 0.
+
+        :raises ValueError: if there is no such trial
+        """
+        if not (self.storage and self.study_name):
+            raise ValueError("--trial-id needs --storage and --study-name")
+        check_count("--trial-id", trial_id, minimum=0)
+        try:
+            drawn = self.load_trial(self.storage, self.study_name, trial_id)
+        except LookupError as error:
+            where = f"{self.storage} has no study {self.study_name!r} with a trial {trial_id}"
+            raise ValueError(f"--trial-id: {where}") from error
+        if self.algo in OWN:
+            drawn["policy_kwargs"] = changed(entry.get("policy_kwargs"), drawn["policy_kwargs"])
+        self.custom_hyperparams, self.trial_id = drawn | (self.custom_hyperparams or {}), None
 
     @staticmethod
     def _preprocess_schedules(hyperparams: dict[str, Any]) -> dict[str, Any]:
@@ -369,11 +403,13 @@ class ZooManager(ExperimentManager):
         save_beside(model, Path(self.save_path, f"{self.env_name}.zip"))
 
     def hyperparameters_optimization(self) -> None:
-        """Where the study is stored, in a way that other processes can work on it too, and be killed."""
-        if self.storage is None:
-            super().hyperparameters_optimization()
-            return
-        storage, create = open_storage(self.storage), optuna.create_study
+        """
+        What a trial draws for the policy is put on the entry's ``policy_kwargs``, not in their place. Where the study is
+        stored, other processes can work on it too, and be killed.
+        """
+        samplers = {**HYPERPARAMS_SAMPLER, **({self.algo: self._draw} if self.algo in OWN else {})}
+        create = optuna.create_study
+        storage = None if self.storage is None else open_storage(self.storage)
 
         def create_study(*, sampler: BaseSampler, **options: Any) -> optuna.Study:
             sampler.reseed_rng()  # or processes with the same --seed, one that was started again too, would draw the same
@@ -382,8 +418,17 @@ class ZooManager(ExperimentManager):
                 wait_for_work(study, self.max_total_trials)  # rl_zoo3 would count the trial of a dead process and go
             return study
 
-        with replaced(optuna, create_study=create_study), replaced(exp_manager, MaxTrialsCallback=StopAtTotal):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(replaced(exp_manager, HYPERPARAMS_SAMPLER=samplers))
+            if storage is not None:
+                stack.enter_context(replaced(optuna, create_study=create_study))
+                stack.enter_context(replaced(exp_manager, MaxTrialsCallback=StopAtTotal))
             super().hyperparameters_optimization()
+
+    def _draw(self, *args: Any) -> dict[str, Any]:
+        """A trial's hyperparameters; ``args`` are those of rl_zoo3's samplers."""
+        drawn = HYPERPARAMS_SAMPLER[self.algo](*args)
+        return drawn | {"policy_kwargs": changed(self._hyperparams.get("policy_kwargs"), drawn["policy_kwargs"])}
 
     def objective(self, trial: optuna.Trial) -> float:
         """:return: NaN, with which Optuna counts the trial as failed, if there are enough without it"""

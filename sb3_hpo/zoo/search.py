@@ -1,5 +1,6 @@
 """The search spaces of ``sb3-hpo tune``: samplers and a converter in rl_zoo3's form."""
 
+import math
 from typing import Any
 
 import optuna
@@ -12,19 +13,22 @@ def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     """
     params = dict(sampled_params)
     width = params.pop("width")
-    policy_kwargs = {"net_arch": [width, width]}
-    if "log_std_init" in params:
-        policy_kwargs["log_std_init"] = params.pop("log_std_init")
+    policy_kwargs: dict[str, Any] = {"net_arch": [width, width]}
     for name in ("gamma", "gae_lambda"):
         params[name] = 1 - params.pop(f"one_minus_{name}")
-    for name in ("continuous_learning_rate", "ent_coef"):
-        if name in params:
-            params[name] = f"lin_{params[name]}"
+    params["ent_coef"] = f"lin_{params['ent_coef']}"
+    rate, decay = params["continuous_learning_rate"], "lin"
+    if "spread" in params:  # of HybridPPO's points: its steps shrink with it, or it with them
+        learned, std = params.pop("spread") == "learned", params.pop("point_std")
+        policy_kwargs["log_std_init"] = math.log(std) if learned else 0.0
+        params["point_std"] = None if learned else f"exp_{std}"
+        decay = "lin" if learned else "exp"
+    params["continuous_learning_rate"] = f"{decay}_{rate}"
     return {**params, "policy_kwargs": policy_kwargs}
 
 
 def _suggest_common(trial: optuna.Trial) -> dict[str, Any]:
-    """What both algorithms share: PPO on the regimes."""
+    """What both algorithms share: PPO on the regimes, and the rate of the points."""
     return {
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
         "ent_coef": trial.suggest_float("ent_coef", 1e-3, 0.5, log=True),
@@ -34,6 +38,7 @@ def _suggest_common(trial: optuna.Trial) -> dict[str, Any]:
         "n_epochs": trial.suggest_int("n_epochs", 1, 10),
         "max_grad_norm": trial.suggest_float("max_grad_norm", 0.5, 10.0, log=True),
         "width": trial.suggest_categorical("width", [64, 128, 256, 512]),
+        "continuous_learning_rate": trial.suggest_float("continuous_learning_rate", 1e-4, 1e-2, log=True),
     }
 
 
@@ -48,7 +53,6 @@ def sample_hpo_params(trial: optuna.Trial, n_actions: int, n_envs: int, addition
     return convert_params(
         {
             **_suggest_common(trial),
-            "continuous_learning_rate": trial.suggest_float("continuous_learning_rate", 1e-4, 1e-2, log=True),
             "cross_term": trial.suggest_categorical("cross_term", [True, False, "auto"]),
         }
     )
@@ -58,7 +62,8 @@ def sample_hybrid_ppo_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """
-    HybridPPO's search space, like :func:`sample_hpo_params`.
+    HybridPPO's search space, like :func:`sample_hpo_params`. The standard deviation of b begins at what is sampled, and is
+    learned, or falls to a tenth of it, and the rate of the continuous network with it.
 
     :return: arguments of HybridPPO's constructor
     """
@@ -66,6 +71,7 @@ def sample_hybrid_ppo_params(
         {
             **_suggest_common(trial),
             "vf_coef": trial.suggest_float("vf_coef", 0.1, 1.0),
-            "log_std_init": trial.suggest_float("log_std_init", -3.0, 0.0),
+            "spread": trial.suggest_categorical("spread", ["learned", "scheduled"]),
+            "point_std": trial.suggest_float("point_std", 0.05, 3.0, log=True),
         }
     )

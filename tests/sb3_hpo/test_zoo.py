@@ -541,6 +541,36 @@ def test_sampled_hyperparameters_build_the_algorithm_and_are_read_back_from_the_
         model = algorithm("MlpPolicy", gym.make(ID, **SMALL), n_steps=5, **params)
         assert model.gamma == 1 - trial.params["one_minus_gamma"]
         assert model.ent_coef_schedule(0.5) == pytest.approx(trial.params["ent_coef"] / 2)
+        rate = trial.params["continuous_learning_rate"]
+        scheduled = trial.params.get("spread") == "scheduled"
+        assert model.component_learning_rates["continuous"](0.0) == pytest.approx(rate / 10 if scheduled else 0.0)
+        if "spread" in trial.params:
+            std = model.policy.log_std[0].exp().item() if not scheduled else model.point_std_schedule(1.0)
+            assert std == pytest.approx(trial.params["point_std"])
+
+
+@pytest.mark.parametrize("networks", [{"net_arch": [8], "quadratic_path": ["value"]}, "dict(activation_fn=nn.SiLU)"])
+def test_a_study_draws_on_top_of_the_entry_and_any_trial_of_it_can_be_trained(networks, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("own.yml").write_text(yaml.safe_dump({ID: CONFIG[ID] | {"policy_kwargs": networks}}))
+    common = ("--algo", "hpo", "--env", ID, "--conf-file", "own.yml", "-f", "logs")
+    study = ("--storage", "study.log", "--study-name", "own")
+    small = ("--n-trials", "1", "--n-evaluations", "1", "--no-optim-plots", "--optimization-log-path", "trials")
+    main(["tune", *common, *study, *small])
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
+    (trial,) = optuna.load_study(study_name="own", storage=storage).trials
+    main(["train", *common, *study, "--trial-id", "0", "--eval-freq", "-1", "-params", "n_epochs:1"])
+    for file in ("trials/trial_0/best_model.zip", f"logs/hpo/{ID}_2/{ID}.zip"):  # the study is run 1
+        model = HPO.load(file)
+        assert model.gamma == 1 - trial.params["one_minus_gamma"]
+        assert model.policy.net_arch == [trial.params["width"]] * 2
+        assert list(model.policy.quadratic_path) == (["value"] if isinstance(networks, dict) else [])
+        assert model.policy.activation_fn is (torch.nn.Tanh if isinstance(networks, dict) else torch.nn.SiLU)
+    assert model.n_epochs == 1  # the command line has the last word
+
+    for wrong, what in (("1", "study.log has no study 'own' with a trial 1"), ("-1", "--trial-id must be an integer >= 0")):
+        assert what in complaint(capsys, "train", *common, *study, "--trial-id", wrong)
+    assert "--trial-id needs --storage and --study-name" in complaint(capsys, "train", *common, "--trial-id", "0")
 
 
 @pytest.mark.slow
