@@ -351,26 +351,24 @@ class ZooManager(ExperimentManager):
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """
-        For HPO's training, one simulation of ``n_envs`` scenarios stands in the place of so many copies. A VecMonitor does the
-        work of their Monitors; evaluation environments have one too, because SB3 compares the wrappers of both.
+        For HPO, and for HybridPPO where nothing is asked of single environments, one simulation of ``n_envs`` scenarios stands
+        in the place of so many copies, as in the benchmarks. A VecMonitor does the work of their Monitors.
         """
         check_env_kwargs(self.env_name.gym_id, self.eval_env_kwargs if eval_env else self.env_kwargs)
         no_log = no_log or not ranks.is_main()
-        if not issubclass(ALGOS[self.algo], HPO):
+        of_each = {"env_wrapper": self.env_wrapper, "info_keywords": self.monitor_kwargs.get("info_keywords")}
+        if not issubclass(ALGOS[self.algo], HPO) and (not self.differentiable or any(of_each.values())):
             return super().create_envs(n_envs, eval_env, no_log)
-        if self.monitor_kwargs.get("info_keywords"):
-            raise ValueError(
-                f"monitor_kwargs: HPO's simulation has no info_keywords, got {self.monitor_kwargs['info_keywords']}"
-            )
+        if of_each["info_keywords"]:
+            raise ValueError(f"monitor_kwargs: HPO's simulation has no info_keywords, got {of_each['info_keywords']}")
         make_copies = self.vec_env_class
         parts = len(list(Path(self.save_path).glob("*.monitor.csv")))  # a resumed run begins another file
         log = None if eval_env or no_log else os.path.join(self.save_path, str(parts))
 
         def simulate(env_fns: list[Callable[[], gym.Env]], **options: Any) -> VecEnv:
-            venv = make_copies(env_fns, **options) if eval_env else simulated(env_fns[0](), len(env_fns))
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", message="The environment is already wrapped with a `Monitor`")
-                return VecMonitor(venv, log)
+                return VecMonitor(simulated(env_fns[0](), len(env_fns)), log)
 
         try:
             self.vec_env_class = simulate  # type: ignore[assignment]  # rl_zoo3 only calls it
