@@ -30,7 +30,8 @@ ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
     "no_cross": ("hpo", {"cross_term": False}),
     "HybridPPO": ("hybrid_ppo", {}),
 }
-COLOURS = {"HPO": "tab:blue", "no_cross": "tab:green", "HybridPPO": "tab:red"}
+LINES = {"HPO": ("tab:blue", "-"), "no_cross": ("tab:green", "--"), "HybridPPO": ("tab:red", "-")}
+"""Colour and style, told apart where curves lie on each other."""
 SEEDS = [0, 1, 2, 3, 4]
 BOOTSTRAPS = 2_000
 
@@ -269,12 +270,12 @@ def draw_gaps(rows: list[dict[str, Any]], path: Path) -> None:
     shown = list(dict.fromkeys((row["problem"], row["variant"]) for row in rows))
     figure, axes = plt.subplots(1, len(shown), figsize=(3.6 * len(shown) + 1, 3.8), layout="constrained", squeeze=False)
     for ax, (problem, variant) in zip(axes[0], shown, strict=True):
-        for algo, colour in COLOURS.items():
+        for algo, (colour, style) in LINES.items():
             line = [row for row in rows if (row["problem"], row["variant"], row["algorithm"]) == (problem, variant, algo)]
             if not line:
                 continue
             sizes, middle = [row["p"] for row in line], [row["iqm"] for row in line]
-            ax.plot(sizes, middle, marker="o", markersize=4, color=colour, label=algo)
+            ax.plot(sizes, middle, style, marker="o", markersize=4, color=colour, label=algo)
             ax.fill_between(sizes, [r["low"] for r in line], [r["high"] for r in line], color=colour, alpha=0.2, linewidth=0)
             stated = [row for row in line if row["published"] != ""]
             ax.plot(
@@ -290,7 +291,7 @@ def draw_gaps(rows: list[dict[str, Any]], path: Path) -> None:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         ax.set(title=f"{problem.replace('_', ' ')}, {variant}", xlabel="p")
         ax.set_xticks(sorted({row["p"] for row in rows if (row["problem"], row["variant"]) == (problem, variant)}))
-        ax.legend(fontsize="small", loc="upper left")
+        ax.legend(fontsize="small")
     axes[0, 0].set_ylabel("cost above the reference's\n(interquartile mean over seeds, 95 % interval)")
     figure.savefig(path, dpi=120)
     plt.close(figure)
@@ -309,8 +310,9 @@ def draw_curves(found: list[Found], path: Path) -> None:
             steps = np.array(one.runs[0]["steps"])
             costs = np.median([run["costs"] for run in one.runs], axis=0)
             seconds = float(np.median([run["seconds"] for run in one.runs]))
-            column[0].plot(steps, costs, color=COLOURS[one.algo], label=one.algo)
-            column[1].plot(seconds * steps / steps[-1], costs, color=COLOURS[one.algo])
+            colour, style = LINES[one.algo]
+            column[0].plot(steps, costs, style, color=colour, label=one.algo)
+            column[1].plot(seconds * steps / steps[-1], costs, style, color=colour)
         column[0].set(title=f"{problem.replace('_', ' ')}, p={p}, {variant}", xlabel="environment steps")
         column[0].xaxis.set_major_formatter(EngFormatter(sep=""))
         column[1].set(xlabel="seconds")
