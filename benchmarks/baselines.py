@@ -57,10 +57,12 @@ class Problem(NamedTuple):
     n_timesteps: int
     short: int
     """Periods of a short-horizon rollout."""
+    relaxed: str | None = None
+    """The entry of HPO with which the relaxed gradient does best, where it is not HPO's own."""
 
 
 PROBLEMS = {
-    "joint_replenishment": Problem("HybridInventory-v0", {"n_items": 20}, 1_600_000, short=20),
+    "joint_replenishment": Problem("HybridInventory-v0", {"n_items": 20}, 1_600_000, short=20, relaxed="published"),
     "switched_lqr": Problem("HybridSwitchedLQR-v0", {"n_dims": 48}, 1_280_000, short=5),
 }
 OFF_POLICY: dict[str, Any] = {
@@ -146,7 +148,7 @@ def relaxed(problem: Problem, seed: int, straight_through: bool) -> tuple[Hybrid
     Both of HPO's networks that act follow the relaxed gradient (:func:`~sb3_hpo.simulation.simulate_relaxed`), with the
     scenarios of HPO's entry and its learning rate of the points.
     """
-    run = make_run("hpo", problem.env_id, problem.env_kwargs, seed)
+    run = make_run("hpo", problem.env_id, problem.env_kwargs, seed, problem.relaxed)
     model, env = run.model, run.env
     rate = model.component_learning_rates["continuous"]
     generator = torch.Generator().manual_seed(seed)
