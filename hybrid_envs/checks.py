@@ -33,12 +33,13 @@ def require_finite_observation(observation: torch.Tensor | Mapping[str, torch.Te
     :param observation: a batch, or one of each entry of a Dict
     :raises ValueError: naming the first number that is infinite or NaN
     """
-    for key, values in observation.items() if isinstance(observation, Mapping) else [(None, observation)]:
-        finite = torch.isfinite(values)
-        if not finite.all():
-            index = (~finite).nonzero()[0].tolist()
-            where = "observation" if key is None else f"observation[{key!r}]"
-            raise ValueError(f"{where}{index} = {values[tuple(index)]}: must be finite")
+    if isinstance(observation, Mapping):
+        parts = {f"observation[{key!r}]": values for key, values in observation.items()}
+    else:
+        parts = {"observation": observation}
+    for where, values in parts.items():
+        if not torch.isfinite(values).all():
+            check_array(where, to_numpy(values), tuple(values.shape))  # which of them it is
 
 
 def require_choice(env_name: str, choice: torch.Tensor, period: int | torch.Tensor) -> None:

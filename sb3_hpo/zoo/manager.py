@@ -356,11 +356,12 @@ class ZooManager(ExperimentManager):
         """
         check_env_kwargs(self.env_name.gym_id, self.eval_env_kwargs if eval_env else self.env_kwargs)
         no_log = no_log or not ranks.is_main()
-        of_each = {"env_wrapper": self.env_wrapper, "info_keywords": self.monitor_kwargs.get("info_keywords")}
-        if not issubclass(ALGOS[self.algo], HPO) and (not self.differentiable or any(of_each.values())):
+        info_keywords = self.monitor_kwargs.get("info_keywords")
+        needs_copies = not self.differentiable or self.env_wrapper is not None or bool(info_keywords)
+        if needs_copies and not issubclass(ALGOS[self.algo], HPO):
             return super().create_envs(n_envs, eval_env, no_log)
-        if of_each["info_keywords"]:
-            raise ValueError(f"monitor_kwargs: HPO's simulation has no info_keywords, got {of_each['info_keywords']}")
+        if info_keywords:
+            raise ValueError(f"monitor_kwargs: HPO's simulation has no info_keywords, got {info_keywords}")
         make_copies = self.vec_env_class
         parts = len(list(Path(self.save_path).glob("*.monitor.csv")))  # a resumed run begins another file
         log = None if eval_env or no_log else os.path.join(self.save_path, str(parts))

@@ -17,13 +17,12 @@ def convert_params(sampled_params: dict[str, Any]) -> dict[str, Any]:
     for name in ("gamma", "gae_lambda"):
         params[name] = 1 - params.pop(f"one_minus_{name}")
     params["ent_coef"] = f"lin_{params['ent_coef']}"
-    rate, decay = params["continuous_learning_rate"], "lin"
-    if "spread" in params:  # of HybridPPO's points: its steps shrink with it, or it with them
-        learned, std = params.pop("spread") == "learned", params.pop("point_std")
-        policy_kwargs["log_std_init"] = math.log(std) if learned else 0.0
-        params["point_std"] = None if learned else f"exp_{std}"
-        decay = "lin" if learned else "exp"
-    params["continuous_learning_rate"] = f"{decay}_{rate}"
+    decay = "lin"
+    if (spread := params.pop("spread", None)) == "learned":
+        policy_kwargs["log_std_init"], params["point_std"] = math.log(params["point_std"]), None
+    elif spread == "scheduled":  # steps shrink with the noise of the points
+        params["point_std"], decay = f"exp_{params['point_std']}", "exp"
+    params["continuous_learning_rate"] = f"{decay}_{params['continuous_learning_rate']}"
     return {**params, "policy_kwargs": policy_kwargs}
 
 
