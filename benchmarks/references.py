@@ -6,7 +6,7 @@ Reference policies and bounds: the command behind docs/references.md.
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,22 +73,21 @@ def inventory(sizes: list[int]) -> None:
 
 def minor_costs(sizes: list[int]) -> None:
     print("\njoint replenishment with minor costs, cost per item and period; simulated (± half width) on 2,000 scenarios")
-    families = ("PeriodicReview", "PeriodicSS", "TotalDemandTrigger", "CanOrder", "PerItemSS")
-    print(f"{'p':>3}{'K':>6}{'k':>9}{'bound':>8}" + "".join(f"{family:>20}" for family in families))
+    families: dict[str, Callable[[HybridInventoryEnv], Sequence[Policy]]] = {
+        "PeriodicReview": PeriodicReview.of_each_period,  # R is what suits the episode, not what is best for ever
+        "PeriodicSS": PeriodicSS.of_each_period,
+        "TotalDemandTrigger": lambda env: [TotalDemandTrigger.best(env)],
+        "CanOrder": lambda env: [CanOrder.best(env)],
+        "PerItemSS": lambda env: [PerItemSS.best(env)],
+    }
+    print(f"{'p':>3}{'K':>6}{'k':>9}{'bound':>8}" + "".join(f"{name:>20}" for name in families))
     for n_items in sizes:
         alternating = np.resize([20.0, 200.0], n_items)
         for K, k, name in ((64.0 * n_items, 20.0, "20"), (20.0 * n_items, alternating, "20, 200")):
             env = HybridInventoryEnv(n_items, fixed_cost=K, minor_fixed_cost=k)
-            kinds: tuple[Sequence[Policy], ...] = (
-                PeriodicReview.of_each_period(env),  # R is what suits the episode, not what is best for ever
-                PeriodicSS.of_each_period(env),
-                [TotalDemandTrigger.best(env)],
-                [CanOrder.best(env)],
-                [PerItemSS.best(env)],
-            )
             costs = [
-                min(mean_and_interval(evaluate(env, policy, 2000, EVALUATION_SEED)) for policy in policies)
-                for policies in kinds
+                min(mean_and_interval(evaluate(env, policy, 2000, EVALUATION_SEED)) for policy in of_family(env))
+                for of_family in families.values()
             ]
             cells = "".join(f"{f'{mean:.3f} ± {half_width:.3f}':>20}" for mean, half_width in costs)
             print(f"{n_items:>3}{K:>6.0f}{name:>9}{lower_bound(env):>8.3f}{cells}", flush=True)
