@@ -106,7 +106,7 @@ def main() -> None:
         algorithm.train()
     seconds = time.perf_counter() - start
     view = scaled(problem)
-    costs = evaluate(view.unwrapped, Trained(algorithm.get_module(), view), N_SCENARIOS, EVALUATION_SEED)  # type: ignore[arg-type]
+    costs = evaluate(view, Trained(algorithm.get_module(), view), N_SCENARIOS, EVALUATION_SEED)
     file = file_of(args.runs, args.problem, RLLIB, args.seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps({"cost": float(costs.mean()), "seconds": seconds}) + "\n")

@@ -28,6 +28,7 @@ from hybrid_envs.probing import (
     nudged,
     outputs_of,
     permitted,
+    pick,
     random_probes,
     random_rollout,
     reach,
@@ -269,9 +270,20 @@ def check_rows(env: HybridEnv, seed: int) -> None:
             for hook, inputs in (("regime_mask", slice(1)), ("step_torch", slice(3))):
                 results = [leaves(hook, getattr(env, hook)(*given[inputs])) for given in (probe, mixed)]
                 for (name, left), (_, right) in zip(*results, strict=True):
-                    if not torch.allclose(left[row].double(), right[row].double(), rtol=1e-8, atol=1e-8):
-                        what = f"row {row} of {name.removeprefix('step_torch.')} changes when the other rows do"
-                        fail(env, f"{hook}()", what, "reduce over trailing dimensions only, never over the batch (dim 0)")
+                    _require_row(env, hook, name, row, left[row], right[row], "changes when the other rows do")
+        for row in range(len(probe.noise)):
+            alone = Probe(*(pick(of, torch.tensor([row])) for of in probe))
+            results = [leaves("step_torch", env.step_torch(*given)) for given in (probe, alone)]
+            for (name, left), (_, right) in zip(*results, strict=True):
+                _require_row(env, "step_torch", name, row, left[row], right[0], "is another when it is alone in its batch")
+
+
+def _require_row(
+    env: HybridEnv, hook: str, name: str, row: int, one: torch.Tensor, other: torch.Tensor, otherwise: str
+) -> None:
+    if not torch.allclose(one.double(), other.double(), rtol=1e-8, atol=1e-8):
+        mend = "reduce over trailing dimensions only, never over the batch (dim 0), and choose by torch.where, not by .any()"
+        fail(env, f"{hook}()", f"row {row} of {name.removeprefix('step_torch.')} {otherwise}", mend)
 
 
 def check_gradients(env: HybridEnv, seed: int, rtol: float) -> None:

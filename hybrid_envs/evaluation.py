@@ -131,37 +131,49 @@ class ReferencePolicy(ABC):
         return (actions[0] if np.ndim(observation) == 1 else actions), (period + 1,)
 
 
-def evaluate(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -> np.ndarray:
+def evaluate(env: gym.Env, policy: Policy, n_scenarios: int, seed: int) -> np.ndarray:
     """
     The cost of a policy on fresh scenarios, each one episode long. Equal seeds give equal scenarios, so that policies can be
     compared on common random numbers. If the environment masks regimes, ``predict`` is handed ``action_masks``, bool, shape
     ``(n_scenarios, J)``, as sb3_contrib does it.
 
-    :param env: the environment; its own episode is not touched
+    :param env: the environment, possibly wrapped: its wrappers are left out, and its own episode is not touched
     :param policy: anything with Stable-Baselines3's ``predict``
     :param n_scenarios: number of scenarios
     :param seed: of the scenarios
     :return: :meth:`HybridEnv.figure_of_merit` of each scenario, float64, shape ``(n_scenarios,)``
+    :raises TypeError: if the environment is no HybridEnv, or the policy no policy
     """
-    return env.figure_of_merit(episode_costs(env, policy, n_scenarios, seed)).numpy()
+    return _bare(env).figure_of_merit(episode_costs(env, policy, n_scenarios, seed)).numpy()
 
 
-def success_rate(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -> float | None:
+def success_rate(env: gym.Env, policy: Policy, n_scenarios: int, seed: int) -> float | None:
     """
     As :func:`evaluate`, on the same scenarios.
 
     :return: the share of episodes that reached the goal, by :meth:`HybridEnv.success`; ``None`` where there is no goal
     """
-    reached = env.success(episode_costs(env, policy, n_scenarios, seed))
+    reached = _bare(env).success(episode_costs(env, policy, n_scenarios, seed))
     return None if reached is None else float(reached.double().mean())
 
 
-def episode_costs(env: HybridEnv, policy: Policy, n_scenarios: int, seed: int) -> torch.Tensor:
+def _bare(env: gym.Env) -> HybridEnv:
+    """What has scenarios to evaluate a policy on."""
+    bare = getattr(env, "unwrapped", env)
+    if not isinstance(bare, HybridEnv):
+        raise TypeError(f"env must be a HybridEnv, whose scenarios can be played side by side, got a {type(bare).__name__}")
+    return bare
+
+
+def episode_costs(env: gym.Env, policy: Policy, n_scenarios: int, seed: int) -> torch.Tensor:
     """
     As :func:`evaluate`, on the same scenarios.
 
     :return: the cost of each period, 0 after an episode's end, float64, shape ``(horizon, n_scenarios)``
     """
+    env = _bare(env)
+    if not (hasattr(policy, "predict") or hasattr(policy, "decide")):
+        raise TypeError(f"policy must have predict(), as a model has, or decide(), got {policy!r}")
     scenarios = HybridVectorEnv(env, check_count("n_scenarios", n_scenarios))
     observation, _ = scenarios.reset(seed=seed)
     state, episode_start = None, np.ones(n_scenarios, dtype=bool)

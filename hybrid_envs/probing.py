@@ -21,6 +21,13 @@ class HybridEnvWarning(UserWarning):
     """An environment keeps the contract, but something in it is hardly meant."""
 
 
+CURES = {
+    "Boolean value of Tensor": "rows differ, so that no `if` can choose for all of them: use torch.where",
+    "call numpy() on Tensor that requires grad": "stay in torch, without numpy: gradients flow through this hook",
+}
+"""What helps against an error, by a part of its message."""
+
+
 class Probe(NamedTuple):
     """
     Inputs of ``step_torch`` as a random policy meets them; row i takes regime i modulo J, or the first allowed one. With
@@ -67,7 +74,9 @@ def call_hook(env: HybridEnv, hook: str, *args: Any, **kwargs: Any) -> Any:
         result = getattr(env, hook)(*args, **kwargs)
     except Exception as error:
         mend = "create tensors with dtype=self.dtype, device=self.device, and keep constants as tensor attributes of the env"
-        if (env.dtype, env.device.type) == (torch.float32, "cpu"):
+        if cure := next((cure for symptom, cure in CURES.items() if symptom in str(error)), None):
+            mend = cure
+        elif (env.dtype, env.device.type) == (torch.float32, "cpu"):
             mend = "its cause is chained to this error"
             if env.factors.many:
                 mend += f"; action.regime has shape (batch, {env.factors.n_factors}), a column for each factor"
@@ -249,7 +258,7 @@ def nudged(probe: Probe, generator: torch.Generator) -> Probe:
 
 def outputs_of(env: HybridEnv, probe: Probe) -> dict[str, torch.Tensor]:
     """What gradients are taken of, each of shape ``(batch, k)``."""
-    return float_outputs(env.step_torch(*probe))
+    return float_outputs(call_hook(env, "step_torch", *probe))
 
 
 def float_outputs(result: StepResult) -> dict[str, torch.Tensor]:

@@ -120,6 +120,8 @@ class ExactCheckpointCallback(BaseCallback):
         self._between_iterations = True
 
     def _on_training_end(self) -> None:
+        if self._saved_at is None or self._to_resume is not None:
+            return  # rl_zoo3 announces the end of a run that was refused at its start, too: what is saved is another's
         # If a callback stopped training, it did so in the middle of a rollout.
         with contextlib.suppress(ranks.RankLostError):  # rl_zoo3 announces the end after that too
             (due,) = ranks.any_of(self._between_iterations and self.model.num_timesteps != self._saved_at)

@@ -7,6 +7,7 @@ import torch
 from gymnasium.error import NameNotFound, ResetNeeded, VersionNotFound
 
 from hybrid_envs import HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs.solvers import PeriodicReview, evaluate
 
 
 @pytest.mark.parametrize(
@@ -215,3 +216,11 @@ def test_the_vector_environment_names_the_period_and_the_scenario():
     points[1] = HUGE
     with pytest.raises(FloatingPointError, match=r"HybridSwitchedLQR-v0: non-finite reward in period 1 \(scenario 1\)"):
         vector.step((np.zeros(3, dtype=int), points))
+
+
+def test_what_cannot_be_evaluated_is_named():
+    env, policy = HybridInventoryEnv(2, horizon=4), PeriodicReview(HybridInventoryEnv(2), 4, 20.0)
+    with pytest.raises(TypeError, match=r"env must be a HybridEnv, .* got a CartPoleEnv"):
+        evaluate(gym.make("CartPole-v1"), policy, 3, seed=0)
+    with pytest.raises(TypeError, match=r"policy must have predict\(\).* got <function"):
+        evaluate(env, lambda observation: (0, np.zeros(2)), 3, seed=0)  # type: ignore[arg-type]

@@ -218,6 +218,32 @@ class RowsNormalised(TankEnv):
         return state.level - state.level.mean(dim=0)
 
 
+class BranchesForAllRows(TankEnv):
+    def transition(self, state, action, noise):
+        following = super().transition(state, action, noise)
+        return following._replace(level=0.5 * following.level) if (state.level > 0.9).any() else following
+
+
+class BranchesOnTheMean(TankEnv):
+    def reward(self, state, action, noise, next_state):
+        return super().reward(state, action, noise, next_state) * (1.0 if next_state.level.mean() > -0.3 else 2.0)
+
+
+class SharesAmongRows(TankEnv):
+    def reward(self, state, action, noise, next_state):
+        return super().reward(state, action, noise, next_state) / len(noise)
+
+
+class BranchesOnATensor(TankEnv):
+    def reward(self, state, action, noise, next_state):
+        return -next_state.level.sum(dim=1) if next_state.level[:, 0] > 0 else next_state.level[:, 1]
+
+
+class ThroughNumpy(TankEnv):
+    def transition(self, state, action, noise):
+        return state._replace(level=torch.as_tensor(state.level.numpy()) + action.point - noise)
+
+
 class SinglePrecisionInside(TankEnv):
     def observation(self, state):
         return state.level.float().tanh()
@@ -340,6 +366,11 @@ BROKEN = [
     (StepClips, "step", "refuse actions outside"),
     (StepOfItsOwn, r"reward in period 0, regime 0", r"but step_torch\(\) gives"),
     (RowsNormalised, "row 0 of observation changes", "never over the batch"),
+    (BranchesForAllRows, "row . of state.level", "torch.where, not by"),
+    (SharesAmongRows, "row 0 of reward is another when it is alone", "never over the batch"),
+    (BranchesOnTheMean, "row . of reward", "torch.where, not by"),
+    (BranchesOnATensor, "reward", "Boolean value.*use torch.where"),
+    (ThroughNumpy, "step_torch", "without numpy"),
     (SinglePrecisionInside, "observation", "make it torch.float64"),
     (SinglePrecisionParameter, "reward", "float64"),
     (RewardDetached, "gradient of reward", "autograd gives 0,.*detach"),

@@ -2,6 +2,7 @@ import itertools
 
 import numpy as np
 import pytest
+from gymnasium.wrappers import TimeLimit
 from scipy.stats import poisson
 
 from hybrid_envs import HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
@@ -85,6 +86,7 @@ def test_evaluate_policy_of_stable_baselines_agrees_with_the_cost_by_hand() -> N
 def test_evaluate_returns_the_figure_of_merit_of_one_episode() -> None:
     env = constant_demand()
     figures = evaluate(env, PeriodicReview(env, 4, 20.0), 3, seed=0)
+    np.testing.assert_array_equal(evaluate(TimeLimit(env, 7), PeriodicReview(env, 4, 20.0), 3, seed=0), figures)
     assert figures.shape == (3,) and figures.dtype == np.float64
     assert figures == pytest.approx([total_cost_by_hand(10, 4, 20.0) / 20] * 3)  # 2 items, 10 periods: no warm-up left out
 

@@ -75,14 +75,18 @@ def test_what_cannot_be_resumed_is_named_in_one_line(whole, tmp_path, capsys):
     assert "nowhere" in complaint(capsys, "train", "--resume", "nowhere")
     arguments = json.loads(command.read_text())
     command.write_text(json.dumps([*arguments, "-params", "gamma:0.5"]))
+    kept = {file.name: file.read_bytes() for file in stopped.glob("checkpoints/*.pt")}
     assert "gamma was 0.99 there and is 0.5 here" in complaint(capsys, "train", "--resume", str(stopped))
+    assert {file.name: file.read_bytes() for file in stopped.glob("checkpoints/*.pt")} == kept
     command.write_text("[")
     assert "command.json cannot be read" in complaint(capsys, "train", "--resume", str(stopped))
 
 
 def test_every_checkpoint_that_is_damaged_is_named(whole, tmp_path, capsys):
     stopped = shutil.copytree(whole, tmp_path / whole.name)
-    for file in stopped.glob("checkpoints/*.pt"):
+    files = sorted(stopped.glob("checkpoints/*.pt"))
+    for file in files:
         file.write_bytes(file.read_bytes()[:100])
     with pytest.warns(UserWarning, match="going back to the checkpoint before it"):
         assert "can be read; move them away to start anew" in complaint(capsys, "train", "--resume", str(stopped))
+    assert sorted(stopped.glob("checkpoints/*.pt")) == files
