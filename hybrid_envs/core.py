@@ -229,7 +229,9 @@ class HybridEnv(gym.Env[np.ndarray, tuple[Any, np.ndarray]], ABC, Generic[StateT
         :param frames: the episode so far, starting state first
         :return: an RGB picture, uint8, shape ``(height, width, 3)``
         """
-        raise NotImplementedError(f"{self.name} does not draw itself; make it without render_mode")
+        raise NotImplementedError(
+            f"{self.name} has no pictures: override draw(frames), or make it without render_mode (sb3-hpo enjoy: --no-render)"
+        )
 
     # ---- the simulator -----------------------------------------------------------------------------------------------
 

@@ -77,7 +77,8 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[Any, np.
     (Stable-Baselines3's PPO or SAC, say) trains on a hybrid environment. With ``MultiDiscrete([J_1..J_m])`` J is the sum ΣJ_f.
 
     The first J entries score the regimes, factor after factor; of each factor the highest score is taken, the first of equals;
-    of an environment with ``action_masks()``, the highest score that is allowed. The last n entries are the point b,
+    of an environment with ``action_masks()``, the highest score that is allowed. With ``active_limits``, it is of all
+    regimes that keep to them the one whose scores sum to the most. The last n entries are the point b,
     each mapped affinely onto its interval in the regime taken. An infinite bound is replaced by a finite reach, so that -1 and
     1 stand for
 
@@ -122,11 +123,25 @@ class FlatActionWrapper(gym.ActionWrapper[np.ndarray, np.ndarray, tuple[Any, np.
         scores = flat[: self.factors.total]
         if self.env.has_wrapper_attr("action_masks"):
             scores = np.where(self.env.get_wrapper_attr("action_masks")(), scores, -np.inf)
-        regime = self.factors.by_factor(torch.from_numpy(scores), -np.inf).argmax(dim=-1).numpy()
+        regime = self._highest(self.factors.by_factor(torch.from_numpy(scores), -np.inf).numpy())
         low, high = self.factors.bounds_of(regime, self._bounds)
         share = (flat[self.factors.total :] + 1) / 2
         # the clip undoes rounding only
         return (regime if self.factors.many else int(regime)), (low + share * (high - low)).clip(low, high)
+
+    def _highest(self, scores: np.ndarray) -> np.ndarray:
+        """
+        :param scores: of each factor's regimes, shape ``(J,)`` or ``(m, J)``
+        :return: the regimes taken, shape ``()`` or ``(m,)``
+        """
+        regime = scores.argmax(axis=-1)
+        if self.factors.active_limits is None:
+            return regime
+        number = np.clip(np.count_nonzero(regime), *self.factors.active_limits)
+        others = scores[:, 1:]
+        first = (scores[:, 0] - others.max(axis=1)).argsort(kind="stable")[:number]
+        active = np.isin(np.arange(len(regime)), first)
+        return np.where(active, 1 + others.argmax(axis=1), 0)
 
 
 class PeerEnvWrapper(gym.Env[np.ndarray, tuple[Any, np.ndarray]]):

@@ -5,6 +5,7 @@ from collections import defaultdict
 from contextlib import nullcontext
 from typing import Any, ClassVar, Literal
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -151,6 +152,9 @@ class HybridPPO(SharedPPO, TupleActions):
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
+        if isinstance(env, gym.vector.VectorEnv):
+            cure = "give one environment, or sb3_hpo.vec_env.HybridVecEnv(env, n) for n scenarios of a HybridEnv side by side"
+            raise TypeError(f"Stable-Baselines3 knows no gymnasium VectorEnv: {cure}; got {env}")
         env = PPO._wrap_env(env, verbose, monitor_wrapper)
         if isinstance(env.unwrapped, HybridVecEnv):
             env.unwrapped.share()

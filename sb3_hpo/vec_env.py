@@ -449,9 +449,13 @@ def _differentiable(env: Any) -> HybridEnv:
                 "environment's step_torch, or use HybridPPO."
             )
         inner = inner.env
+    if isinstance(inner, gym.vector.VectorEnv):
+        raise TypeError(f"Stable-Baselines3 knows no gymnasium VectorEnv: give one environment, and n_scenarios; got {inner}")
     if not isinstance(inner, HybridEnv):
+        cure = "Use HybridPPO, which needs no differentiable simulator."
+        if not isinstance(getattr(inner, "action_space", None), gym.spaces.Tuple):
+            cure = "Its actions are not hybrid either: an algorithm of Stable-Baselines3's own is for such."
         raise TypeError(
-            f"HPO backpropagates through step_torch(), which {inner} does not have: it is not a hybrid_envs.HybridEnv. "
-            "Use HybridPPO, which needs no differentiable simulator."
+            f"HPO backpropagates through step_torch(), which {inner} does not have: it is not a hybrid_envs.HybridEnv. {cure}"
         )
     return inner

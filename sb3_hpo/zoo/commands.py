@@ -53,8 +53,24 @@ def parse_args(self: argparse.ArgumentParser, *args: Any, **options: Any) -> Any
         self.error(f"--trained-agent: there is no model file {model!r} (it must end in .zip)")
     for module in getattr(values, "gym_packages", []):
         importlib.import_module(module)
+    if isinstance(getattr(values, "env", None), str):  # of a plot there may be several, of runs
+        check_environment(values.env)
+    if getattr(values, "n_timesteps", None) == 0 or (getattr(values, "n_timesteps", None) or 0) < -1:
+        self.error(f"-n, --n-timesteps: must be at least 1 (-1: the config's), got {values.n_timesteps}")
     vars(parsed).update(vars(values))
     return values
+
+
+def check_environment(env_id: str) -> None:
+    """
+    :raises ValueError: unless the environment is registered, naming the nearest that is
+    """
+    import gymnasium
+
+    import hybrid_envs  # noqa: F401  registers its own
+    from sb3_hpo.arguments import check_name
+
+    check_name("an environment of your own needs --gym-packages MODULE; there is no environment", env_id, gymnasium.registry)
 
 
 def as_when_started(parser: argparse.ArgumentParser, folder: str) -> Any:

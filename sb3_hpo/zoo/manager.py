@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import os
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecMonitor
 
 from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
+from hybrid_envs.evaluation import policy_figure
 from sb3_hpo import ranks
 from sb3_hpo.arguments import SCHEDULES, argument_names, check_name, check_policy, make_schedule
 from sb3_hpo.callbacks import CostCallback, HParamCallback, PolicyFigureCallback
@@ -275,6 +277,12 @@ class ZooManager(ExperimentManager):
             self.env_name = env_name
         check_keys(self.algo, hyperparams)
         check_count("n_envs", hyperparams.get("n_envs", 1))
+        for key in ("env_kwargs", "monitor_kwargs"):
+            if not isinstance(hyperparams.get(key) or {}, Mapping):
+                raise ValueError(f"{self.config}: {key} must map names to values, got {hyperparams[key]!r}")
+        normalize = hyperparams.get("normalize")
+        if isinstance(normalize, str) and not normalize.startswith(("{", "dict(")):
+            raise ValueError(f"{self.config}: normalize must be true, false, or VecNormalize's arguments, got {normalize!r}")
         n_timesteps = hyperparams.get("n_timesteps")
         if not isinstance(n_timesteps, int | float) or not 1 <= n_timesteps < math.inf:
             raise ValueError(f"{self.config}: n_timesteps must be a number >= 1, got {n_timesteps!r}")
@@ -326,8 +334,19 @@ class ZooManager(ExperimentManager):
             self.eval_env_kwargs = self.env_kwargs
         return processed
 
+    def setup_experiment(self) -> tuple[BaseAlgorithm, dict[str, Any]] | None:
+        """A run that does not come to be leaves no folder, which the next command would take for the latest run."""
+        was_there = os.path.isdir(self.save_path)
+        try:
+            return super().setup_experiment()
+        except Exception:
+            if ranks.is_main() and not was_there:
+                shutil.rmtree(self.save_path, ignore_errors=True)
+            raise
+
     def create_log_folder(self) -> None:
-        super().create_log_folder()
+        if not self.optimize_hyperparameters:  # a search leaves no run
+            super().create_log_folder()
         for folder in (self.tensorboard_log, self.optimization_log_path):
             if folder:  # rl_zoo3 would notice that it cannot write there after training has begun
                 os.makedirs(folder, exist_ok=True)
@@ -335,8 +354,10 @@ class ZooManager(ExperimentManager):
     def create_callbacks(self) -> None:
         """With a TensorBoard log, also what is worth a look there; first of all the checkpoints."""
         if self.tensorboard_log and self.differentiable and not self.optimize_hyperparameters:
-            present = {type(callback) for callback in self.callbacks}
-            self.callbacks += [make() for make in WATCHING if make not in present]
+            left_out: set[type] = {type(callback) for callback in self.callbacks}
+            if policy_figure.dispatch(_hybrid_class(self.env_name.gym_id)) is policy_figure.dispatch(object):
+                left_out.add(PolicyFigureCallback)  # there is none
+            self.callbacks += [make() for make in WATCHING if make not in left_out]
         super().create_callbacks()
         for i, callback in enumerate(self.callbacks if self.algo in OWN else ()):
             if type(callback) is CheckpointCallback:
@@ -355,7 +376,7 @@ class ZooManager(ExperimentManager):
         in the place of so many copies, as in the benchmarks. A VecMonitor does the work of their Monitors.
         """
         check_env_kwargs(self.env_name.gym_id, self.eval_env_kwargs if eval_env else self.env_kwargs)
-        no_log = no_log or not ranks.is_main()
+        no_log = no_log or self.optimize_hyperparameters or not ranks.is_main()
         info_keywords = self.monitor_kwargs.get("info_keywords")
         needs_copies = not self.differentiable or self.env_wrapper is not None or bool(info_keywords)
         if needs_copies and not issubclass(ALGOS[self.algo], HPO):
@@ -475,7 +496,10 @@ class StoreValues(StoreDict):
             try:
                 super().__call__(parser, argparse.Namespace(), [value], option_string)
             except Exception as error:  # VALUE is code, which can raise anything
-                parser.error(f"{option_string}: {value!r} is not NAME:VALUE with VALUE in Python ({error})")
+                name, colon, text = value.partition(":")
+                hint = f"; text is quoted: \"{name}:'{text}'\"" if isinstance(error, NameError) else ""
+                hint = hint if colon else f"; write {value.replace('=', ':', 1)}" if "=" in value else ""
+                parser.error(f"{option_string}: {value!r} is not NAME:VALUE with VALUE in Python ({error}){hint}")
         super().__call__(parser, namespace, values, option_string)
 
 

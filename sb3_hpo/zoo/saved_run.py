@@ -1,17 +1,16 @@
 """What ``enjoy``, ``record`` and ``export`` read: the folder of a run, and the models in it."""
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import yaml
 from huggingface_sb3 import EnvironmentName
 from rl_zoo3.utils import ALGOS, create_test_env, get_model_path, get_saved_hyperparams
 from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 
-from sb3_hpo.arguments import check_name
 from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.safe_files import load_normalizer, load_safe
 from sb3_hpo.zoo.manager import OWN, PLAIN_FILE, check_env_kwargs, check_model, check_spaces
@@ -31,11 +30,10 @@ class SavedRun:
         self, exp_id: int, folder: str, algo: str, env_name: EnvironmentName, *rest: Any
     ) -> tuple[str, str, str]:
         """
-        :raises ValueError: for an unknown environment, or a run folder whose YAML holds more than plain data, which rl_zoo3
+        :raises ValueError: for a run folder whose YAML holds more than plain data, which rl_zoo3
             would run
         :raises FileNotFoundError: if HPO or HybridPPO has no such run
         """
-        check_name("there is no environment", env_name.gym_id, gym.registry)
         try:
             prefix, self.path, run_folder = get_model_path(exp_id, folder, algo, env_name, *rest)
         except (AssertionError, ValueError) as error:
@@ -106,9 +104,11 @@ class PreferringPlain:
         """
         :param custom_objects: what rl_zoo3 puts in the place of pickles; a file of plain data has none
         """
-        if path.endswith(PLAIN_FILE):
-            return load_safe(path, env, algorithm=self.algorithm, **options)
-        return self.algorithm.load(path, env=env, custom_objects=custom_objects, **options)
+        with warnings.catch_warnings():  # of minibatches of the one environment here, on which nobody learns
+            warnings.filterwarnings("ignore", message="You have specified a mini-batch size")
+            if path.endswith(PLAIN_FILE):
+                return load_safe(path, env, algorithm=self.algorithm, **options)
+            return self.algorithm.load(path, env=env, custom_objects=custom_objects, **options)
 
 
 def evaluation_facts(path: str) -> dict[str, str]:

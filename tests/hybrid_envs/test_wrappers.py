@@ -1,3 +1,4 @@
+import itertools
 import warnings
 
 import gymnasium as gym
@@ -93,6 +94,22 @@ def test_the_point_keeps_to_the_bounds_of_its_regime(env):
         own = [regime[f] for f in env.factors.factor_of] if env.factors.many else regime
         low, high = env.action_bounds[own, range(env.action_size)].T
         assert ((point >= low) & (point <= high)).all()
+
+
+@pytest.mark.parametrize("limits", [(1, 2), (2, 2), (0, 1), (0, 3), (3, 3)])
+def test_with_limits_the_scores_sum_to_the_most_that_they_allow(limits):
+    env = BreweryEnv(horizon=20, active_limits=limits)
+    flat = FlatActionWrapper(env)
+    flat.reset(seed=0)
+    flat.action_space.seed(0)
+    every = np.array(list(itertools.product(range(2), range(3), range(2))))
+    within = [x for x in every if limits[0] <= np.count_nonzero(x) <= limits[1]]
+    for _ in range(20):
+        action, mask = flat.action_space.sample(), env.action_masks()
+        scores = np.where(mask, action[:7], -np.inf)
+        best = max(within, key=lambda x: scores[np.array([0, 2, 5]) + x].sum())
+        np.testing.assert_array_equal(flat.action(action)[0], best)
+        flat.step(action)
 
 
 @pytest.mark.parametrize(
