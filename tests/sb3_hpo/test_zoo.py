@@ -567,7 +567,7 @@ def test_a_study_draws_on_top_of_the_entry_and_any_trial_of_it_can_be_trained(ne
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend("study.log"))
     (trial,) = optuna.load_study(study_name="own", storage=storage).trials
     main(["train", *common, *study, "--trial-id", "0", "--eval-freq", "-1", "-params", "n_epochs:1"])
-    for file in ("trials/trial_0/best_model.zip", f"logs/hpo/{ID}_2/{ID}.zip"):  # the study is run 1
+    for file in ("trials/trial_0/best_model.zip", f"logs/hpo/{ID}_1/{ID}.zip"):  # a study is no run
         model = HPO.load(file)
         assert model.gamma == 1 - trial.params["one_minus_gamma"]
         assert model.policy.net_arch == [trial.params["width"]] * 2
