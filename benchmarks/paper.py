@@ -4,7 +4,7 @@ The paper's evidence: HPO, with and without the cross term, and HybridPPO on its
     python -m benchmarks.paper [--problems NAME ...] [--sizes P ...] [--variants V ...] [--algos NAME ...] [--seeds S ...]
 
 Single runs are kept in a folder and not repeated, so that the command can be stopped and started again; the report is on all
-that are there, and says what the rest would take.
+that are there, and says what the rest would take. Rows of the table without a run in the folder stay as they are.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rliable import library, metrics
 
 from benchmarks.suite import reference
 from benchmarks.train import train
-from benchmarks.zoo import kept, kept_runs_arguments, run_all
+from benchmarks.zoo import kept, kept_runs_arguments, read_table, run_all
 
 ALGORITHMS: dict[str, tuple[str, dict[str, Any]]] = {
     "HPO": ("hpo", {}),
@@ -34,6 +34,8 @@ LINES = {"HPO": ("tab:blue", "-"), "no_cross": ("tab:green", "--"), "HybridPPO":
 """Colour and style, told apart where curves lie on each other."""
 SEEDS = [0, 1, 2, 3, 4]
 BOOTSTRAPS = 2_000
+KEY = ("problem", "variant", "p", "algorithm")
+"""The columns of ``paper.csv`` that name a row."""
 
 
 class Problem(NamedTuple):
@@ -180,9 +182,15 @@ def interquartile_mean(gaps: np.ndarray) -> tuple[float, float, float]:
 
 
 def report(runs: Path, out: Path) -> None:
-    """Print the tables; write ``paper.csv`` and draw ``paper.png`` and ``paper_curves.png`` in the folder ``out``."""
+    """
+    Print the tables; in the folder ``out`` write ``paper.csv`` and draw ``paper.png`` of all its rows, and
+    ``paper_curves_*.png`` of the problems with runs.
+    """
     found = find(runs)
-    rows = [summary(one) for one in found]
+    rows_by_key = read_table(out / "paper.csv", *KEY)
+    rows_by_key |= {tuple(row[name] for name in KEY): row for row in map(summary, found)}
+    order = [(*cell.panel, cell.p, algo) for cell, algo in product(cells(), ALGORITHMS)]
+    rows = sorted(rows_by_key.values(), key=lambda row: order.index(tuple(row[name] for name in KEY)))
     columns = ["problem", "p", "variant", "algorithm", "seeds", "reference", "iqm", "low", "high", "worst_cost", "worst_gap"]
     with open(out / "paper.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [*columns, "published"], lineterminator="\n")
@@ -195,14 +203,15 @@ def report(runs: Path, out: Path) -> None:
     )
     for row in rows:
         spread = f" ({row['low']:+.2%} to {row['high']:+.2%})" if row["seeds"] > 1 else " (one seed)"
-        published = f"{row['published']:.2f}" if row["published"] != "" else ""
+        published = f"{row['published']:.2f}" if "published" in row else ""
         start = f"| {row['problem']} | {row['p']} | {row['variant']} | {row['reference']:.3f} | {row['algorithm']} "
         print(f"{start}| {row['iqm']:+.2%}{spread} | {row['worst_cost']:,.3f} | {published} |")
     report_over_sizes(found)
     report_rest(found)
-    if found:
+    if rows:
         draw_gaps(rows, out / "paper.png")
-        draw_curves(found, out / "paper_curves.png")
+    for problem in {one.cell.problem for one in found}:
+        draw_curves([one for one in found if one.cell.problem == problem], out / f"paper_curves_{problem}.png")
 
 
 def summary(found: Found) -> dict[str, Any]:
@@ -212,6 +221,7 @@ def summary(found: Found) -> dict[str, Any]:
     cell, gaps = found.cell, found.gaps
     iqm, low, high = interquartile_mean(gaps[:, None])
     problem, variant = cell.panel
+    stated = cell.of.published.get((cell.p, cell.variant), {}).get(found.algo)
     return {
         "problem": problem,
         "p": cell.p,
@@ -224,8 +234,7 @@ def summary(found: Found) -> dict[str, Any]:
         "high": high,
         "worst_cost": max(run["cost"] for run in found.runs),
         "worst_gap": gaps.max(),
-        "published": cell.of.published.get((cell.p, cell.variant), {}).get(found.algo, ""),
-    }
+    } | ({} if stated is None else {"published": stated})
 
 
 def report_over_sizes(found: list[Found]) -> None:
@@ -277,7 +286,7 @@ def draw_gaps(rows: list[dict[str, Any]], path: Path) -> None:
             sizes, middle = [row["p"] for row in line], [row["iqm"] for row in line]
             ax.plot(sizes, middle, style, marker="o", markersize=4, color=colour, label=algo)
             ax.fill_between(sizes, [r["low"] for r in line], [r["high"] for r in line], color=colour, alpha=0.2, linewidth=0)
-            stated = [row for row in line if row["published"] != ""]
+            stated = [row for row in line if "published" in row]
             ax.plot(
                 [row["p"] for row in stated],
                 [row["published"] / row["reference"] - 1 for row in stated],
@@ -298,7 +307,7 @@ def draw_gaps(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def draw_curves(found: list[Found], path: Path) -> None:
-    """Learning curves against steps and against seconds, at the largest p of each problem and variant."""
+    """Learning curves of a problem against steps and against seconds, at its largest p for each variant."""
     largest: dict[tuple[str, str], int] = {}
     for one in found:
         largest[one.cell.panel] = max(largest.get(one.cell.panel, 0), one.cell.p)

@@ -22,7 +22,16 @@ import numpy as np
 from matplotlib.ticker import PercentFormatter
 
 from benchmarks.train import N_SCENARIOS, train
-from benchmarks.zoo import ALGORITHMS, EVALUATION_SEED, kept, kept_runs_arguments, mean_and_interval, read_config, run_all
+from benchmarks.zoo import (
+    ALGORITHMS,
+    EVALUATION_SEED,
+    kept,
+    kept_runs_arguments,
+    mean_and_interval,
+    read_config,
+    read_table,
+    run_all,
+)
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.solvers import evaluate, reference_policy
 
@@ -135,23 +144,12 @@ def summary(folder: Path, problem: Problem, size: str, before: dict[str, Any]) -
     return row | reference(folder / f"{problem.env_id}_{size}.json", problem.env_id, env_kwargs)
 
 
-def published(file: Path) -> dict[tuple[str, str], dict[str, Any]]:
+def published(file: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     """
     :param file: the table, which need not be there
     :return: its rows, by environment and arguments
     """
-    if not file.exists():
-        return {}
-    words = ("env", "arguments", "reference_policy")
-    with open(file, encoding="utf-8", newline="") as lines:
-        return {
-            (row["env"], row["arguments"]): {
-                name: value if name in words else float(value) if "." in value or value in ("inf", "nan") else int(value)
-                for name, value in row.items()
-                if value
-            }
-            for row in csv.DictReader(lines)
-        }
+    return read_table(file, "env", "arguments")
 
 
 def steps_to_match(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> float:

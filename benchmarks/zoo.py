@@ -1,6 +1,7 @@
 """Training from a zoo config: what the demo and the published figures share."""
 
 import argparse
+import csv
 import json
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -115,6 +116,28 @@ def kept(file: Path, find: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         part.write_text(json.dumps(find(), indent=1) + "\n")
         part.replace(file)  # whole or not at all, whenever the command is stopped
     return dict(json.loads(file.read_text()))
+
+
+def read_table(file: Path, *key: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """
+    :param file: a table of results, which need not be there
+    :param key: the columns that name a row
+    :return: its rows by these columns, numbers as numbers, without what is blank
+    """
+    if not file.exists():
+        return {}
+    with open(file, encoding="utf-8", newline="") as lines:
+        rows = [{name: number_or_word(text) for name, text in row.items() if text} for row in csv.DictReader(lines)]
+    return {tuple(row[name] for name in key): row for row in rows}
+
+
+def number_or_word(text: str) -> int | float | str:
+    for number in (int, float):
+        try:
+            return number(text)
+        except ValueError:
+            continue
+    return text
 
 
 def add_jobs(parser: argparse.ArgumentParser) -> None:
