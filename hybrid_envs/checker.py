@@ -16,6 +16,7 @@ from hybrid_envs.probing import (
     HybridEnvError,
     Probe,
     call_hook,
+    check_period,
     coordinate_weights,
     draw,
     draw_actions,
@@ -151,37 +152,7 @@ def check_noise(env: HybridEnv, seed: int) -> None:
 def check_rollout(env: HybridEnv, seed: int) -> None:
     """Hook by hook: shapes, dtypes, finite numbers, the clock and the horizon along an episode of a random policy."""
     for period, probe in enumerate(random_rollout(env, seed)):
-        batch, where = len(probe.action.regime), f"in period {period}"
-        following = call_hook(env, "transition", *probe)
-        if type(following) is not type(probe.state):
-            mend = f"return a {type(probe.state).__name__}, for example state._replace(...)"
-            fail(env, "transition()", f"returned a {type(following).__name__}", mend)
-        for field, old in probe.state._asdict().items():
-            require_tensor(env, f"transition(): {field} {where}", getattr(following, field), tuple(old.shape), old.dtype)
-        following = following._replace(period=probe.state.period + 1)
-        size = (batch, *env.observation_space.shape)  # type: ignore[misc]
-        values = {
-            "transition()": following,
-            "observation()": require_tensor(
-                env, f"observation() {where}", call_hook(env, "observation", following), size, env.dtype
-            ),
-            "reward()": require_tensor(
-                env, f"reward() {where}", call_hook(env, "reward", *probe, following), (batch,), env.dtype
-            ),
-        }
-        for hook, value in values.items():
-            require_finite(env, hook, value, where, probe.action.regime)
-        require_tensor(env, f"terminal() {where}", call_hook(env, "terminal", following), (batch,), torch.bool)
-        result = call_hook(env, "step_torch", *probe)
-        if not isinstance(result, StepResult):
-            fail(env, "step_torch()", f"returned a {type(result).__name__}", "return a StepResult")
-        if not (result.state.period == period + 1).all():
-            fail(
-                env, f"step_torch() {where}", f"period becomes {result.state.period.tolist()}", f"it must become {period + 1}"
-            )
-        if not torch.equal(result.truncated, (result.state.period >= env.horizon) & ~result.terminated):
-            mend = f"truncate after horizon = {env.horizon} periods, not earlier or later, and only what has not terminated"
-            fail(env, f"step_torch() {where}", f"truncated is {result.truncated.tolist()}", mend)
+        check_period(env, probe, period)
 
 
 def check_purity(env: HybridEnv, seed: int) -> None:

@@ -21,8 +21,11 @@ class HybridEnvWarning(UserWarning):
     """An environment keeps the contract, but something in it is hardly meant."""
 
 
+NO_NOISE = "noise has no columns unless sample_noise() draws them"
 CURES = {
     "Boolean value of Tensor": "rows differ, so that no `if` can choose for all of them: use torch.where",
+    "with size 0": NO_NOISE,
+    " (0) ": NO_NOISE,  # of tensors whose sizes do not match
     "call numpy() on Tensor that requires grad": "stay in torch, without numpy: gradients flow through this hook",
 }
 """What helps against an error, by a part of its message."""
@@ -209,6 +212,50 @@ def random_probes(env: HybridEnv, seed: int, copies: int = 3) -> list[Probe]:
     """The first period of a random policy, and one from the middle of its episode."""
     met = list(random_rollout(env, seed, copies))
     return [met[0], met[len(met) // 2]]
+
+
+def check_first_period(env: HybridEnv) -> None:
+    """
+    What can be asked of an environment before every training: that the hooks of a first period return what they have to.
+
+    :raises HybridEnvError: if they do not
+    """
+    with torch.no_grad():
+        check_period(env, next(random_rollout(env, seed=0)), 0)
+
+
+def check_period(env: HybridEnv, probe: Probe, period: int) -> None:
+    """Hook by hook: shapes, dtypes, finite numbers, the clock and the horizon."""
+    batch, where = len(probe.action.regime), f"in period {period}"
+    require_tensor(env, f"state.period {where}", probe.state.period, (batch,), torch.int64)
+    following = call_hook(env, "transition", *probe)
+    if type(following) is not type(probe.state):
+        mend = f"return a {type(probe.state).__name__}, for example state._replace(...)"
+        fail(env, "transition()", f"returned a {type(following).__name__}", mend)
+    for field, old in probe.state._asdict().items():
+        new = getattr(following, field)
+        if old.numel() and not probe.noise.numel() and not getattr(new, "numel", lambda: 1)():
+            fail(env, f"transition(): {field} {where}", f"shape {tuple(new.shape)}", NO_NOISE)
+        require_tensor(env, f"transition(): {field} {where}", new, tuple(old.shape), old.dtype)
+    following = following._replace(period=probe.state.period + 1)
+    size = (batch, *env.observation_space.shape)  # type: ignore[misc]
+    observation, reward = call_hook(env, "observation", following), call_hook(env, "reward", *probe, following)
+    values = {
+        "transition()": following,
+        "observation()": require_tensor(env, f"observation() {where}", observation, size, env.dtype),
+        "reward()": require_tensor(env, f"reward() {where}", reward, (batch,), env.dtype),
+    }
+    for hook, value in values.items():
+        require_finite(env, hook, value, where, probe.action.regime)
+    require_tensor(env, f"terminal() {where}", call_hook(env, "terminal", following), (batch,), torch.bool)
+    result = call_hook(env, "step_torch", *probe)
+    if not isinstance(result, StepResult):
+        fail(env, "step_torch()", f"returned a {type(result).__name__}", "return a StepResult")
+    if not (result.state.period == period + 1).all():
+        fail(env, f"step_torch() {where}", f"period becomes {result.state.period.tolist()}", f"it must become {period + 1}")
+    if not torch.equal(result.truncated, (result.state.period >= env.horizon) & ~result.terminated):
+        mend = f"truncate after horizon = {env.horizon} periods, not earlier or later, and only what has not terminated"
+        fail(env, f"step_torch() {where}", f"truncated is {result.truncated.tolist()}", mend)
 
 
 def pick(value: Any, rows: torch.Tensor) -> Any:

@@ -11,6 +11,7 @@ from gymnasium.vector.utils import batch_space
 from hybrid_envs.checks import check_count, require_choice, require_finite, to_numpy
 from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.episode import load_episode, save_episode
+from hybrid_envs.probing import check_first_period
 from hybrid_envs.spaces import HybridAction
 
 
@@ -23,6 +24,7 @@ class HybridVectorEnv(gym.vector.VectorEnv):
 
     :param env: the environment; its equations and parameters are used, its own episode is not touched
     :param num_envs: number of scenarios
+    :raises HybridEnvError: if what the hooks of a first period return is of another shape or type than it has to be
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}  # type: ignore[misc]
@@ -30,6 +32,7 @@ class HybridVectorEnv(gym.vector.VectorEnv):
     def __init__(self, env: HybridEnv, num_envs: int):
         self.env = env
         self.num_envs = check_count("num_envs", num_envs)
+        check_first_period(env)
         self.single_observation_space, self.single_action_space = env.observation_space, env.action_space
         self.observation_space = batch_space(env.observation_space, num_envs)
         self.action_space = batch_space(env.action_space, num_envs)

@@ -12,6 +12,7 @@ import torch
 from hybrid_envs import HybridEnv, check_hybrid_env
 from hybrid_envs.checker import HybridEnvError
 from hybrid_envs.core import StepResult
+from sb3_hpo import HPO
 from tests.masked import KilnEnv
 
 
@@ -424,6 +425,31 @@ def test_a_broken_environment_is_caught_and_the_message_names_the_matter(env_cla
     with pytest.raises(HybridEnvError, match=f"(?s){what}") as caught:
         check_hybrid_env(env_class())
     caught.match(where)
+
+
+@pytest.mark.parametrize("env_class", [RewardKeepsAColumn, ObservationOfAnotherSize, TerminalIsFloat, MaskWithoutBatch])
+def test_what_a_first_period_shows_is_named_before_any_training_in_the_same_words(env_class):
+    with pytest.raises(HybridEnvError) as checked:
+        check_hybrid_env(env_class())
+    with pytest.raises(HybridEnvError) as begun:
+        HPO("MlpPolicy", env_class(), n_scenarios=4)
+    assert str(begun.value) == str(checked.value)
+
+
+def test_noise_that_nobody_draws_is_named():
+    class Dry(TankEnv):
+        sample_noise = HybridEnv.sample_noise
+
+    class DryByColumn(Dry):
+        def transition(self, state, action, noise):
+            return state._replace(level=state.level - noise[:, :1] - noise[:, 0:1])
+
+        def reward(self, state, action, noise, next_state):
+            return -noise[:, 0]
+
+    for env in (Dry(), DryByColumn()):
+        with pytest.raises(HybridEnvError, match=r"transition.*noise has no columns unless sample_noise\(\) draws them"):
+            HPO("MlpPolicy", env, n_scenarios=4)
 
 
 def test_what_is_no_hybrid_environment_is_refused():

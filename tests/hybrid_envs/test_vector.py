@@ -283,7 +283,7 @@ def test_a_users_own_environment_is_registered_in_one_line_for_make_and_make_vec
 def test_an_environment_without_a_picture_says_so():
     env = PurseEnv(render_mode="rgb_array")
     env.reset(seed=0)
-    with pytest.raises(NotImplementedError, match="PurseEnv does not draw itself"):
+    with pytest.raises(NotImplementedError, match="PurseEnv has no pictures: override draw"):
         env.render()
 
 
