@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 
-from hybrid_envs.core import HybridEnv, StepResult
+from hybrid_envs.core import HybridEnv
 from hybrid_envs.effects import check_effects
 from hybrid_envs.factor_checks import check_drawing, check_factor_effects, check_layout
 from hybrid_envs.jumps import check_jumps
