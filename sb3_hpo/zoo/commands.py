@@ -31,6 +31,9 @@ def fail(message: object) -> NoReturn:
     sys.exit(2)
 
 
+NOTHING_TO_PLOT = (
+    "there is nothing to plot: no run of this --algo and --env in this folder has as many episodes as --episode-window says"
+)
 parsed = argparse.Namespace()
 """The command line as rl_zoo3's parser has read it."""
 _parse_args = argparse.ArgumentParser.parse_args
@@ -243,6 +246,8 @@ def plot() -> None:
     show = pyplot.show
 
     def save_or_show() -> None:
+        if not any(axes.has_data() for axes in pyplot.gcf().axes):
+            raise ValueError(NOTHING_TO_PLOT)
         if parsed.save:
             pyplot.savefig(parsed.save)
         else:

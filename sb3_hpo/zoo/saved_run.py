@@ -38,7 +38,10 @@ class SavedRun:
             prefix, self.path, run_folder = get_model_path(exp_id, folder, algo, env_name, *rest)
         except (AssertionError, ValueError) as error:
             if algo in OWN:  # other algorithms' models are then looked for on rl_zoo3's hub
-                raise FileNotFoundError(f"{error} (in --folder {folder})") from error
+                where = f"in --folder {folder}"
+                if models := sorted(Path(folder, algo).glob(f"{env_name}_*/{env_name}.zip"), key=os.path.getmtime):
+                    where += f"; the newest run with a model is --exp-id {models[-1].parent.name.rpartition('_')[2]}"
+                raise FileNotFoundError(f"{error} ({where})") from error
             raise
         self.algo = algo
         beside = str(Path(self.path).with_suffix(PLAIN_FILE))

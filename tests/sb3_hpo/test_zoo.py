@@ -236,13 +236,27 @@ def test_record_writes_a_video_of_so_many_steps(folder, tmp_path):
 
 
 def test_plot_draws_the_curve_of_a_run(folder, tmp_path):
-    for name, window in (("curve.png", 4), ("nothing.png", 9)):  # eight episodes have no mean over nine
-        arguments = ("plot", "-a", "hpo", "-e", ID, "-f", str(folder / "logs"), "-w", str(window))
-        main([*arguments, "--save", str(tmp_path / name)])
-        pyplot.close("all")
-    curve, nothing = (image.imread(tmp_path / name) for name in ("curve.png", "nothing.png"))
+    arguments = ("plot", "-a", "hpo", "-e", ID, "-f", str(folder / "logs"), "-w", "4")
+    main([*arguments, "--save", str(tmp_path / "curve.png")])
+    pyplot.close("all")
     blue = np.array([76, 114, 176]) / 255  # the first colour of rl_zoo3's plots
-    assert [(np.abs(picture[..., :3] - blue).max(axis=-1) < 0.02).sum() > 100 for picture in (curve, nothing)] == [True, False]
+    curve = image.imread(tmp_path / "curve.png")
+    assert (np.abs(curve[..., :3] - blue).max(axis=-1) < 0.02).sum() > 100
+
+
+@pytest.mark.parametrize(("env", "window"), [(ID, 9), ("HybridInventry-v0", 4)])  # eight episodes have no mean over nine
+def test_a_plot_without_a_curve_is_not_written(env, window, folder, tmp_path, capsys):
+    arguments = ("plot", "-a", "hpo", "-e", env, "-f", folder / "logs", "-w", window, "--save", tmp_path / "nothing.png")
+    assert "no run of this --algo and --env in this folder" in complaint(capsys, *arguments)
+    assert not list(tmp_path.iterdir())
+    pyplot.close("all")
+
+
+def test_a_run_without_a_model_is_told_of_the_newest_that_has_one(folder, tmp_path, capsys):
+    shutil.copytree(folder / "logs", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "hpo" / f"{ID}_2").mkdir()  # of a run that was killed
+    message = complaint(capsys, "enjoy", "--algo", "hpo", "--env", ID, "-f", tmp_path, "--no-render")
+    assert "the newest run with a model is --exp-id 1" in message
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
