@@ -217,13 +217,14 @@ def report(rows: list[dict[str, Any]], folder: Path) -> None:
             gaps, [index + offset for index, _ in known], xerr=np.nan_to_num(errors), fmt="o", capsize=3, label=cls.__name__
         )
     axes.axvline(0, color="grey", linewidth=1)
-    axes.set_xscale("symlog", linthresh=0.1)
+    axes.set_xscale("symlog", linthresh=0.01)
     axes.set_xlim(left=-0.1)  # an interval over few seeds may reach far below
-    axes.set_xticks([-0.1, 0, 0.1, 1, 10, 100])
+    ticks = [-0.1, -0.01, 0, 0.01, 0.1, 1, 10, 100]
+    axes.set_xticks([tick for tick in ticks if tick <= axes.get_xlim()[1]])
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_yticks(range(len(rows)), [f"{row['env']}\n{row['arguments']}" for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel("cost above the reference's (mean and 95 % interval over seeds)")
+    axes.set_xlabel("cost above the reference's, logarithmic beyond 1 %\n(mean and 95 % interval over seeds)")
     axes.legend()
     figure.savefig(folder / "suite.png", dpi=120)
 

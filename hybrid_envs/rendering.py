@@ -92,14 +92,15 @@ def draw_episode(
         chosen = taken == regime
         colour = f"C{regime % 10}"
         if taken.ndim > 1:
-            legend_axes.step(periods[1:], chosen[1:].sum(axis=1), where="mid", color=colour, label=f"{name}: {chosen.sum()}")
+            legend_axes.step(periods[1:], chosen[1:].sum(axis=1), where="mid", color=colour, label=f"{chosen.sum()} × {name}")
             legend_axes.set(ylabel=f"of {taken.shape[1]} factors", ylim=(0, 1.05 * taken.shape[1]))
             continue
-        cost_axes.bar(periods[chosen], costs[chosen], width=0.9, color=colour, label=f"{name}: {chosen.sum()}")
+        cost_axes.bar(periods[chosen], costs[chosen], width=0.9, color=colour, label=f"{chosen.sum()} × {name}")
         state_axes.vlines(periods[chosen], 0, 0.03, color=colour, transform=state_axes.get_xaxis_transform(), linewidth=3)
     cost_axes.set_xlabel("period")
     cost_axes.set_ylabel("cost")
     cost_axes.set_xlim(-0.5, horizon + 0.5)
+    cost_axes.locator_params(axis="x", integer=True)
     if regime_names:
         legend_axes.legend(loc="upper right", fontsize="small")
     if crowded:
@@ -137,7 +138,7 @@ def draw_paths(
     for regime, name in regime_names.items():
         chosen = taken == regime
         marked = paths[chosen].reshape(-1, 2)
-        axes.plot(*marked.T, ".", color=f"C{regime % 10}", markersize=4, label=f"{name}: {chosen.sum()}", zorder=3)
+        axes.plot(*marked.T, ".", color=f"C{regime % 10}", markersize=4, label=f"{chosen.sum()} × {name}", zorder=3)
     axes.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=[], yticks=[])
     axes.legend(loc="upper right", fontsize="small")
     axes.set_title(f"period {len(frames) - 1}, cost so far {sum(frame.cost for frame in frames):,.3f}")
