@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import LogLocator, ScalarFormatter
 from rich.console import Console
 from rich.table import Table
 
@@ -109,7 +109,8 @@ def draw_curves(curves: dict[str, CostCallback], benchmark: float, path: Path, t
         xlabel="environment steps", ylabel="cost per item and period", yscale="log", title=f"Joint replenishment, {title}"
     )
     axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(ScalarFormatter())  # a short curve may span less than a power of ten
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 4, 5, 7)))  # a short curve may span less than a power of ten
+    axes.yaxis.set_minor_formatter(ScalarFormatter())
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path)

@@ -101,7 +101,7 @@ class SharedPPO(PPO):
         total_timesteps: int,
         callback: MaybeCallback = None,
         log_interval: int = 1,
-        tb_log_name: str = "PPO",
+        tb_log_name: str = "HybridPPO",
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
     ) -> Self:
