@@ -73,6 +73,9 @@ def register(
 
 
 def _make_vec(id: str, *, num_envs: int, **kwargs: Any) -> HybridVectorEnv:
+    for name, cure in (("max_episode_steps", "horizon"), ("additional_wrappers", "a wrapper of vector environments")):
+        if kwargs.get(name):
+            raise ValueError(f"{name} = {kwargs[name]!r}: scenarios are stepped in one batch, without wrappers; use {cure}")
     return HybridVectorEnv(cast(HybridEnv, gym.make(id, **kwargs).unwrapped), num_envs)
 
 

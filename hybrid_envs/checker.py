@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import gymnasium as gym
@@ -141,12 +142,26 @@ def check_initial(env: HybridEnv, seed: int) -> None:
 def check_noise(env: HybridEnv, seed: int) -> None:
     """Scenarios are drawn whole, with no randomness but the generator's."""
     for batch in (1, 4):
-        noise = draw(env, "sample_noise", batch, seed)
-        require_tensor(env, "sample_noise()", noise, None, env.dtype if getattr(noise, "is_floating_point", bool)() else None)
-        if noise.shape[:2] != (env.horizon, batch):
-            mend = f"draw whole scenarios, shape (horizon, batch, ...) = ({env.horizon}, {batch}, ...)"
-            fail(env, "sample_noise()", f"shape {tuple(noise.shape)}", mend)
-        require_finite(env, "sample_noise()", noise)
+        _require_noise(env, "sample_noise()", draw(env, "sample_noise", batch, seed), batch)
+        if type(env).sample_scenarios is not HybridEnv.sample_scenarios:
+            state, noise = draw(env, "sample_scenarios", batch, seed)
+            template = draw(env, "initial", batch, seed)
+            if type(state) is not type(template):
+                mend = f"return starting states as initial() does, a {type(template).__name__}, and the noise"
+                fail(env, "sample_scenarios()", f"its states are a {type(state).__name__}", mend)
+            for field, like in template._asdict().items():
+                where = f"sample_scenarios(): {field}"
+                require_tensor(env, where, getattr(state, field), tuple(like.shape), like.dtype)
+            require_finite(env, "sample_scenarios()", state)
+            _require_noise(env, "sample_scenarios()", noise, batch)
+
+
+def _require_noise(env: HybridEnv, where: str, noise: torch.Tensor, batch: int) -> None:
+    require_tensor(env, where, noise, None, env.dtype if getattr(noise, "is_floating_point", bool)() else None)
+    if noise.shape[:2] != (env.horizon, batch):
+        mend = f"draw whole scenarios, shape (horizon, batch, ...) = ({env.horizon}, {batch}, ...)"
+        fail(env, where, f"shape {tuple(noise.shape)}", mend)
+    require_finite(env, where, noise)
 
 
 def check_rollout(env: HybridEnv, seed: int) -> None:
@@ -158,12 +173,13 @@ def check_rollout(env: HybridEnv, seed: int) -> None:
 def check_purity(env: HybridEnv, seed: int) -> None:
     """Each hook gives the same result again, whatever it was asked in between; so does the noise."""
     noise = env.sample_noise(2, seeded(env, seed))
-    first, other = ((*probe, env.step_torch(*probe).state) for probe in random_probes(env, seed))
+    first, *_, last = ((*probe, env.step_torch(*probe).state) for probe in random_probes(env, seed))
     next_state = slice(3, 4)
     picks = {"observation": next_state, "terminal": next_state, "reward": slice(4), "regime_mask": slice(1)}
-    for hook in ("transition", "observation", "terminal", "reward", "regime_mask", "step_torch"):
+    hooks = ("transition", "observation", "terminal", "reward", "regime_mask", "step_torch")
+    for hook, (one, other) in product(hooks, ((last, first), (first, last))):
         picked = picks.get(hook, slice(3))
-        results = [call_hook(env, hook, *inputs[picked]) for inputs in (first, first, other, first)]
+        results = [call_hook(env, hook, *inputs[picked]) for inputs in (one, one, other, one)]
         for again in (results[1], results[3]):
             for (name, left), (_, right) in zip(leaves(hook, results[0]), leaves(hook, again), strict=True):
                 if not torch.equal(left, right):
@@ -181,6 +197,16 @@ def check_figure_of_merit(env: HybridEnv, seed: int) -> None:
     if not isinstance(merit, torch.Tensor) or merit.shape != (3,) or not merit.isfinite().all():
         mend = "reduce costs of shape (horizon, batch) over dim 0 to one finite number per scenario, shape (batch,)"
         fail(env, "figure_of_merit()", f"got {merit}", mend)
+    for row in range(3):
+        _require_row(
+            env,
+            "figure_of_merit",
+            "its result",
+            row,
+            merit[row],
+            call_hook(env, "figure_of_merit", costs[:, row : row + 1])[0],
+            "is another when it is alone in its batch",
+        )
 
 
 def check_episode(env: HybridEnv, seed: int) -> None:

@@ -86,7 +86,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[Any, np.ndarray]], ABC, Generic[StateT
     :raises ValueError: if an argument is outside what is allowed
     """
 
-    jumps: ClassVar[tuple[str, ...]] = ()
+    jumps: tuple[str, ...] = ()
     """
     What jumps on purpose within a regime, as b or the state moves: names out of ``"reward"``, ``"observation"``,
     ``"terminated"`` and ``"next state.<field>"``. Pathwise gradients do not see these jumps;
@@ -306,7 +306,7 @@ class HybridEnv(gym.Env[np.ndarray, tuple[Any, np.ndarray]], ABC, Generic[StateT
         :param saved: what :meth:`state_dict` returned; pictures of the running episode begin with it
         :raises ValueError: if it comes from another problem
         """
-        self._state, self._noise = load_episode(self, self.name, self.template(), self._generator, saved)
+        self._state, self._noise = load_episode(self, self.name, self.template(), self.horizon, self._generator, saved)
         self._frames = [] if self._state is None else [Frame(self._state, None, 0.0)]
 
     # ---- Gymnasium ---------------------------------------------------------------------------------------------------

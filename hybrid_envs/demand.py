@@ -96,6 +96,8 @@ def check_calendar(calendar: Mapping[str, float | None] | None) -> dict[str, flo
     if not isinstance(calendar, Mapping):
         raise ValueError(f"calendar must map columns to None or the length of a cycle, got {calendar!r}")
     for name, cycle in calendar.items():
+        if isinstance(cycle, str):
+            raise ValueError(f"calendar[{name!r}] = {cycle!r}: must be a number or None")
         if cycle is not None:
             check_array(f"calendar[{name!r}]", cycle, (), above=0.0)
     return dict(calendar)

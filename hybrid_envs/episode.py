@@ -28,22 +28,29 @@ def save_episode(
 
 
 def load_episode(
-    env: gym.Env | gym.vector.VectorEnv, name: str, template: Any, generator: torch.Generator, saved: dict[str, Any]
+    env: gym.Env | gym.vector.VectorEnv,
+    name: str,
+    template: Any,
+    horizon: int,
+    generator: torch.Generator,
+    saved: dict[str, Any],
 ) -> tuple[Any, torch.Tensor]:
     """
     Set ``np_random`` and the generator to what :func:`save_episode` found.
 
     :param name: of the problem
     :param template: any state of the problem
+    :param horizon: of the problem
     :return: the state, on the template's device, and the noise
     :raises ValueError: if the state is that of another problem
     """
     state = saved["state"]
     if state is not None:
-        shapes = {key: tuple(field.shape[1:]) for key, field in template._asdict().items()}
-        found = {key: tuple(field.shape[1:]) for key, field in state.items()}
-        if found != shapes:
-            raise ValueError(f"{name}: a state consists of {shapes}, but {found} was saved")
+        expected, found = ({key: _kind(field) for key, field in of.items()} for of in (template._asdict(), state))
+        if found != expected:
+            raise ValueError(f"{name}: a state consists of {expected}, but {found} was saved")
+        if len(saved["noise"]) != horizon:
+            raise ValueError(f"{name}: horizon = {horizon}, but a scenario of {len(saved['noise'])} periods was saved")
         state = type(template)(**{key: field.to(template.period.device) for key, field in state.items()})
     generator.set_state(saved["generator"])
     env._np_random, env._np_random_seed = None, saved["np_random_seed"]
@@ -51,3 +58,7 @@ def load_episode(
         env._np_random, _ = seeding.np_random()
         env._np_random.bit_generator.state = saved["np_random"]
     return state, saved["noise"].to(template.period.device)
+
+
+def _kind(field: torch.Tensor) -> str:
+    return f"{str(field.dtype).removeprefix('torch.')}{list(field.shape[1:])}"

@@ -174,6 +174,8 @@ def episode_costs(env: gym.Env, policy: Policy, n_scenarios: int, seed: int) -> 
     env = _bare(env)
     if not (hasattr(policy, "predict") or hasattr(policy, "decide")):
         raise TypeError(f"policy must have predict(), as a model has, or decide(), got {policy!r}")
+    if isinstance(space := getattr(policy, "action_space", env.action_space), gym.spaces.Box):
+        raise TypeError(f"the policy's actions are not hybrid but out of {space}: use Stable-Baselines3's evaluate_policy")
     scenarios = HybridVectorEnv(env, check_count("n_scenarios", n_scenarios))
     observation, _ = scenarios.reset(seed=seed)
     state, episode_start = None, np.ones(n_scenarios, dtype=bool)

@@ -6,7 +6,20 @@ from typing import Any, NamedTuple
 import torch
 
 from hybrid_envs.core import HybridEnv
-from hybrid_envs.probing import Probe, fail, float_outputs, inputs_of, joined, permitted, pick, reach, seeded, warn, with_input
+from hybrid_envs.probing import (
+    Probe,
+    choose_rows,
+    fail,
+    float_outputs,
+    inputs_of,
+    joined,
+    permitted,
+    pick,
+    reach,
+    seeded,
+    warn,
+    with_input,
+)
 from hybrid_envs.spaces import HybridAction
 
 LINES = 192
@@ -111,7 +124,7 @@ def paired_episodes(env: HybridEnv, generator: torch.Generator) -> list[tuple[An
         for k, (state, level) in enumerate(zip(states, levels, strict=True)):
             action = _action(env, permitted(env, state, regime), level, generator)
             result = env.step_torch(state, action, noise[period])
-            states[k] = _where(result.terminated | result.truncated, state, result.state)
+            states[k] = choose_rows(result.terminated | result.truncated, state, result.state)
     return met
 
 
@@ -273,13 +286,3 @@ def _columns(env: HybridEnv, probe: Probe) -> dict[str, torch.Tensor]:
         masked = ~env.factors.permits(probe.action.regime, env.regime_mask(probe.state)).unsqueeze(1)
         columns = {name: column.masked_fill(masked, torch.nan) for name, column in columns.items()}
     return columns
-
-
-# ---- NamedTuples of tensors, row by row -----------------------------------------------------------------------------------
-
-
-def _where(condition: torch.Tensor, yes: Any, no: Any) -> Any:
-    """``yes`` in the rows where the condition holds, else ``no``."""
-    if isinstance(yes, torch.Tensor):
-        return torch.where(condition.reshape(-1, *[1] * (yes.dim() - 1)), yes, no)
-    return type(yes)(*(_where(condition, *items) for items in zip(yes, no, strict=True)))

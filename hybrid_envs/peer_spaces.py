@@ -111,8 +111,10 @@ class Nest:
 
 
 def within(box: Any, values: np.ndarray) -> np.ndarray:
-    """Parameters as their Box has them: clipped to it, of its shape and dtype."""
-    return np.clip(values, *bounds_of(box).T).reshape(box.shape).astype(getattr(box, "dtype", None) or np.float32)
+    """Parameters as their Box has them: clipped to it, of its shape and dtype, rounded where it is of integers."""
+    dtype = np.dtype(getattr(box, "dtype", None) or np.float32)
+    clipped = np.clip(values, *bounds_of(box).T).reshape(box.shape)
+    return (np.rint(clipped) if np.issubdtype(dtype, np.integer) else clipped).astype(dtype)
 
 
 # ---- spaces ------------------------------------------------------------------------------------------------------------

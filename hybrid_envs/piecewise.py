@@ -63,6 +63,9 @@ class BoxProblem(ABC, Generic[StateT]):
     :raises ValueError: naming the argument, its value and what is allowed
     """
 
+    jumps: tuple[str, ...] = ()
+    """As :attr:`HybridEnv.jumps`: what jumps on purpose between thresholds."""
+
     def __init__(
         self,
         *,
@@ -136,6 +139,10 @@ class BoxProblem(ABC, Generic[StateT]):
         """As :meth:`HybridEnv.figure_of_merit`."""
         return costs.sum(dim=0)
 
+    def success(self, costs: torch.Tensor) -> torch.Tensor | None:
+        """As :meth:`HybridEnv.success`."""
+        return None
+
     def level(self, point: torch.Tensor) -> torch.Tensor:
         """
         :param point: b, shape ``(batch, n)``
@@ -186,6 +193,7 @@ class PiecewiseEnv(HybridEnv[StateT]):
         factors: bool = False,
         render_mode: str | None = None,
     ):
+        self.jumps = problem.jumps
         self.problem = copy.deepcopy(problem)  # which moves with this environment, and not with another view of it
         n = problem.action_size
         self.by_total = thresholds is not None and problem.weights is not None
@@ -322,6 +330,9 @@ class PiecewiseEnv(HybridEnv[StateT]):
 
     def figure_of_merit(self, costs: torch.Tensor) -> torch.Tensor:
         return self.problem.figure_of_merit(costs)
+
+    def success(self, costs: torch.Tensor) -> torch.Tensor | None:
+        return self.problem.success(costs)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         self.problem.to(device, dtype)

@@ -69,6 +69,8 @@ class ReplenishmentEnv(HybridEnv[StockState]):
             self.calendar = torch.tensor(demand.windows.calendar, dtype=self.dtype)  # (windows, horizon, features)
             self.windowed = history > 0 or self.calendar.shape[2] > 0
         self.mean_demand = torch.tensor(demand.mean, dtype=self.dtype)
+        self.typical_demand = demand.mean if demand.windows is None else demand.windows.mean
+        """Of a period, shape ``(n_items,)``: of data their own mean, whatever ``mean_demand``, which is then but the unit."""
         self.demand_std = torch.tensor(demand.std, dtype=self.dtype)
         self.holding_cost = torch.tensor(holding_cost, dtype=self.dtype)
         self.underage_cost = torch.tensor(underage_cost, dtype=self.dtype)

@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import date
+from datetime import date, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -87,6 +87,10 @@ def read_sales_file(path: str | Path, calendar: Sequence[str] = (), dates: str |
     )
 
 
+def _ends_month(cell: str) -> bool:
+    return (date.fromisoformat(cell.strip()) + timedelta(days=1)).day == 1
+
+
 def _read_dates(path: str | Path, name: str, lines: list[int], cells: Sequence[str]) -> tuple[list[float], str]:
     """When the rows were, as numbers, and how far they are apart."""
 
@@ -105,7 +109,7 @@ def _read_dates(path: str | Path, name: str, lines: list[int], cells: Sequence[s
         except ValueError as error:
             raise ValueError(f"{where(k)} is not in the calendar: {error}") from error
     counted, kind = values, kinds[0]
-    if kind == "days" and len(cells) > 2 and len({cell.strip()[8:] for cell in cells}) == 1:
+    if kind == "days" and len(cells) > 2 and (len({cell.strip()[8:] for cell in cells}) == 1 or all(map(_ends_month, cells))):
         counted, kind = [FORMATS["months"][1](cell.strip()[:7]) for cell in cells], "months"  # the same day of every month
     steps = [after - before for before, after in pairwise(counted)]
     forward = [step for step in steps if step > 0]

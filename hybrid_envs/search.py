@@ -29,9 +29,9 @@ def search(
     :param seed: of the search and its scenarios
     :return: the best shares found, shape ``(n_shares,)``
     """
-    noise = env.sample_noise(n_scenarios, torch.Generator(env.device).manual_seed(seed))
+    start, noise = env.sample_scenarios(n_scenarios, torch.Generator(env.device).manual_seed(seed))
     found = differential_evolution(
-        lambda candidates: _mean_costs(env, rules, candidates.T, noise),
+        lambda candidates: _mean_costs(env, rules, candidates.T, start, noise),
         [(0.0, 1.0)] * n_shares,
         maxiter=iterations,
         popsize=8,
@@ -45,17 +45,18 @@ def search(
 
 @torch.no_grad()
 def _mean_costs(
-    env: HybridEnv, rules: Callable[[np.ndarray], Rule], candidates: np.ndarray, noise: torch.Tensor
+    env: HybridEnv, rules: Callable[[np.ndarray], Rule], candidates: np.ndarray, start: Any, noise: torch.Tensor
 ) -> np.ndarray:
     """Mean figure of merit of every row of candidates on the same scenarios, shape ``(candidates,)``."""
     n_candidates, n_scenarios = len(candidates), noise.shape[1]
     rule = rules(np.repeat(candidates, n_scenarios, axis=0))
-    state, costs = env.initial(n_candidates * n_scenarios, torch.Generator(env.device)), []
+    again = torch.arange(n_scenarios, device=env.device).repeat(n_candidates)
+    state, costs = type(start)(*(field[again] for field in start)), []
     for of_period in noise:
         regimes, points = rule(state)
         point = torch.as_tensor(points, dtype=env.dtype, device=env.device)
         action = HybridAction(torch.as_tensor(regimes, device=env.device), point)
-        result = env.step_torch(state, action, of_period.repeat(n_candidates, 1))
+        result = env.step_torch(state, action, of_period[again])
         state = result.state
         costs.append(-result.reward.double())
     return env.figure_of_merit(torch.stack(costs)).view(n_candidates, n_scenarios).mean(dim=1).cpu().numpy()

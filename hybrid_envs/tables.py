@@ -2,9 +2,12 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
+NUMBER = re.compile(r"[-+.\dA-Za-z]+", re.ASCII)
+"""What may be a number: Python would also read 1_234, and digits of other scripts."""
 SEPARATORS = (";", "\t")
 """What other programs put between columns."""
 
@@ -57,7 +60,7 @@ def read_number(where: str, cell: str, *, above: float = -math.inf, at_least: fl
     :raises ValueError: unless it is a finite number within the limits
     """
     try:
-        number = float(cell)
+        number = float(cell) if NUMBER.fullmatch(cell.strip()) else math.nan
     except ValueError:
         number = math.nan
     if not (math.isfinite(number) and number > above and number >= at_least):

@@ -58,6 +58,8 @@ class HybridVectorEnv(gym.vector.VectorEnv):
             self._clock = first if bool((state.period == first).all()) else None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        if options and options.get("reset_mask") is not None:
+            raise ValueError("options['reset_mask']: scenarios are reset together, and each at its end by step()")
         super().reset(seed=seed)
         self.generator.manual_seed(int(self.np_random.integers(2**63)))
         self.state, self.noise = self._draw()
@@ -145,7 +147,9 @@ class HybridVectorEnv(gym.vector.VectorEnv):
             raise ValueError(
                 f"{self.env.name}: {len(saved['state']['period'])} scenarios were saved, here are {self.num_envs}"
             )
-        self.state, self.noise = load_episode(self, self.env.name, self.env.template(), self.generator, saved)
+        self.state, self.noise = load_episode(
+            self, self.env.name, self.env.template(), self.env.horizon, self.generator, saved
+        )
 
     def present_noise(self) -> torch.Tensor:
         """

@@ -2,8 +2,8 @@
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -174,11 +174,11 @@ class PeerEnvWrapper(gym.Env[np.ndarray, tuple[Any, np.ndarray]]):
     :raises ValueError: if ``boxes_of`` does not fit the action space
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}  # type: ignore[misc]
-
     def __init__(self, env: Any, boxes_of: Sequence[Sequence[int]] | None = None):
         self.env = env
         self.name = type(getattr(env, "unwrapped", env)).__name__
+        self.render_mode = getattr(env, "render_mode", None)
+        self.metadata = {"render_modes": []} | (getattr(env, "metadata", None) or {})
         parts = parameterised(env.action_space)
         if parts is not None:
             self._layout: Parameterised | Nest = Parameterised(self.name, env.action_space, *parts, boxes_of)
@@ -196,10 +196,11 @@ class PeerEnvWrapper(gym.Env[np.ndarray, tuple[Any, np.ndarray]]):
         super().reset(seed=seed)
         # of the innermost environment: wrappers of the old gym take any argument and hand it on
         takes = inspect.signature(getattr(self.env, "unwrapped", self.env).reset).parameters
-        if seed is not None and "seed" not in takes:
+        any_name = any(one.kind is one.VAR_KEYWORD for one in takes.values())
+        if seed is not None and not ("seed" in takes or any_name):
             self._seed(seed)
         given = {"seed": seed, "options": options}
-        result = self.env.reset(**{name: value for name, value in given.items() if name in takes})
+        result = self.env.reset(**{name: value for name, value in given.items() if name in takes or any_name})
         observation, info = result if self._comes_with_info(result) else (result, {})
         return self._flat(observation), info
 
@@ -261,6 +262,13 @@ class PeerEnvWrapper(gym.Env[np.ndarray, tuple[Any, np.ndarray]]):
         if not np.isfinite(flat).all():
             raise FloatingPointError(f"{self.name}: non-finite observation {observation!r}")
         return flat
+
+    @property
+    def action_masks(self) -> Callable[[], np.ndarray]:
+        """The environment's own; one that masks no regime does not have it."""
+        of = getattr(self.env, "get_wrapper_attr", None)  # Gymnasium's wrappers hand on no attributes by themselves
+        masks: Callable[[], np.ndarray] = self.env.action_masks if of is None else of("action_masks")
+        return masks
 
     def render(self) -> Any:
         return self.env.render()

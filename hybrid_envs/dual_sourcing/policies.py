@@ -1,14 +1,14 @@
 """Dual sourcing: the optimum of one item by dynamic programming, and the capped dual index policy for everything else."""
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import norm, poisson
 
 from hybrid_envs.checks import check_array
-from hybrid_envs.dual_sourcing.env import HybridDualSourcingEnv
+from hybrid_envs.dual_sourcing.env import HybridDualSourcingEnv, lot_sizes
 from hybrid_envs.evaluation import Policy, ReferencePolicy, evaluate
 from hybrid_envs.search import Rule, search
 
@@ -369,11 +369,11 @@ class _Family:
 
     def __init__(self, env: HybridDualSourcingEnv):
         params = env.params
-        mean, std, periods = params.mean_demand, _deviation(env), params.lead_time + 1
+        mean, std, periods = env.typical_demand, _deviation(env), params.lead_time + 1
         penalty = params.holding_cost + params.underage_cost
         ratio = np.where(penalty > 0, params.underage_cost / np.where(penalty > 0, penalty, 1.0), 0.5)
         reach = std * (2 * REACH + norm.ppf(np.clip(ratio, 0.01, 0.999)))
-        regular_lot, expedited_lot = env.action_scale.reshape(2, -1).astype(np.float64)
+        regular_lot, expedited_lot = lot_sizes(replace(params, mean_demand=mean)).astype(np.float32).reshape(2, -1)
         # Levels: the least, and the distance to the largest
         self.expedited = mean - REACH * std, reach
         self.regular = periods * mean - REACH * math.sqrt(periods) * std, math.sqrt(periods) * reach + regular_lot

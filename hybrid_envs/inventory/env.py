@@ -1,7 +1,7 @@
 """Joint replenishment: when to order for all items at once, and how much of each."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,14 @@ def lot_size(params: InventoryParams) -> np.ndarray:
     holding_cost = np.maximum(params.holding_cost, 1e-3 * params.shortage_cost)  # free storage has no economic lot size
     quantity = np.sqrt(2 * share * params.mean_demand / np.maximum(holding_cost, 1e-9))
     return np.clip(quantity, params.mean_demand, 100 * params.mean_demand)
+
+
+def typical_lot(env: "HybridInventoryEnv") -> np.ndarray:
+    """
+    :return: :func:`lot_size` of what is demanded, of data too whose unit ``mean_demand`` is another; to the last bit
+        ``env.action_scale`` where it is not; shape ``(n_items,)``
+    """
+    return lot_size(replace(env.params, mean_demand=env.typical_demand)).astype(np.float32).astype(np.float64)
 
 
 def observation_scale(params: InventoryParams) -> np.ndarray:

@@ -7,7 +7,7 @@ import torch
 
 from hybrid_envs.checks import check_array, check_count
 from hybrid_envs.evaluation import evaluate
-from hybrid_envs.inventory.env import HybridInventoryEnv
+from hybrid_envs.inventory.env import HybridInventoryEnv, typical_lot
 from hybrid_envs.inventory.order_up_to import OrderUpTo, inventory_position, placed
 
 SMOOTHING = (0.05, 0.1, 0.2, 0.4)
@@ -29,7 +29,7 @@ class ForecastSS(OrderUpTo):
     :param smoothing: α of exponential smoothing, above 0 and at most 1, over the periods of the history
     :param season: periods of a season, for the seasonal naive forecast instead; longer than the lead time
     :param safety: in standard deviations of the error of the forecast
-    :param lots: S - s in units of ``env.action_scale``, Wilson's lot size with the joint cost shared
+    :param lots: S - s in Wilson's lot sizes, the joint cost shared
     :param review_period: R
     :raises ValueError: naming the argument, its value and what is allowed
     """
@@ -58,7 +58,7 @@ class ForecastSS(OrderUpTo):
             self.weights = np.zeros(env.history)
             self.weights[season - covered : season] = 1.0
         self.safety = float(check_array("safety", safety, ()))
-        self.lot = float(check_array("lots", lots, (), at_least=0.0)) * env.action_scale.astype(np.float64)
+        self.lot = float(check_array("lots", lots, (), at_least=0.0)) * typical_lot(env)
         self.review_period = check_count("review_period", review_period)
         self.error = self._forecast_error()
         """Root mean square of the error of the forecast of the lead time and a period, shape ``(n_items,)``."""
@@ -107,10 +107,10 @@ class ForecastSS(OrderUpTo):
         :raises ValueError: without ``history``, and for a season that it does not hold
         """
         tried = [{"smoothing": constant} for constant in SMOOTHING] + ([{"season": season}] if season is not None else [])
-        scale = env.params.mean_demand
+        scale = env.typical_demand
         forecasts = [cls(env, review_period=review_period, **options) for options in tried]  # type: ignore[arg-type]
         best = min(forecasts, key=lambda policy: float(np.mean(policy.error / scale)))
-        lot = env.action_scale.astype(np.float64)
+        lot = typical_lot(env)
         costs = {}
         for best.safety, lots in product(SAFETY, LOTS):
             best.lot = lots * lot

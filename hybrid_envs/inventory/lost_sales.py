@@ -5,7 +5,7 @@ import torch
 
 from hybrid_envs.checks import check_array
 from hybrid_envs.evaluation import ReferencePolicy, evaluate
-from hybrid_envs.inventory.env import HybridInventoryEnv
+from hybrid_envs.inventory.env import HybridInventoryEnv, typical_lot
 from hybrid_envs.inventory.order_up_to import OrderUpTo
 from hybrid_envs.inventory.single_item import single_items
 from hybrid_envs.search import Rule, search
@@ -65,7 +65,7 @@ class CappedSS(OrderUpTo):
         """
         env.instances.require_one(cls.__name__)
         demand = env.sample_noise(TEST_SCENARIOS, torch.Generator(env.device).manual_seed(seed)).double().cpu().numpy()
-        mean, std, lot = demand.mean(axis=(0, 1)), demand.std(axis=(0, 1)), env.action_scale.astype(np.float64)
+        mean, std, lot = demand.mean(axis=(0, 1)), demand.std(axis=(0, 1)), typical_lot(env)
         periods = env.params.lead_time + 1
 
         def levels(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

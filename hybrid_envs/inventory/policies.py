@@ -211,7 +211,7 @@ class TotalDemandTrigger(OrderUpTo):
         """
         weights = check_array("weights", weights, (env.n_items,), above=0.0)
         fit, test, review_period = _fit_and_test(env, cls.__name__, seed)
-        scale = review_period * env.params.mean_demand @ weights
+        scale = review_period * env.typical_demand @ weights
 
         def running(cycles: Cycles, threshold: float) -> np.ndarray:
             return np.less(cycles.since_order @ weights, threshold)

@@ -10,6 +10,7 @@ from hybrid_envs.inventory.env import HybridInventoryEnv
 
 TAIL = 1e-12
 POINTS_PER_STD = 16  # of the lattice on which normal demand is discretised; costs then err by about 1e-3 relative or less
+MOST_POINTS = 2_048  # of that lattice, up to the mean
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,17 @@ def _poisson(mean: float) -> tuple[np.ndarray, float]:
 
 
 def _censored_normal(mean: float, std: float) -> tuple[np.ndarray, float]:
-    """max(N(mean, std²), 0), rounded to a lattice that holds the mean."""
-    step = mean / min(256, max(1, math.ceil(POINTS_PER_STD * mean / max(std, TAIL))))
+    """
+    max(N(mean, std²), 0), rounded to a lattice that holds the mean.
+
+    :raises ValueError: if demand is so regular, and yet not certain, that the lattice would be too long
+    """
     if std == 0:
-        return np.eye(1, round(mean / step) + 1, round(mean / step))[0], step
+        return np.array([0.0, 1.0]), mean
+    points = max(1, math.ceil(POINTS_PER_STD * mean / std))
+    if points > MOST_POINTS:
+        least = POINTS_PER_STD / MOST_POINTS
+        raise ValueError(f"demand_std = {std:g} is below {least:g} of mean_demand = {mean:g}: exact costs need more, or 0")
+    step = mean / points
     upper = step * (np.arange(math.ceil((mean + norm.isf(TAIL) * std) / step)) + 0.5)
     return np.diff(norm.cdf(upper, mean, std), prepend=0.0), step

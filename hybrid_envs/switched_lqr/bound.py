@@ -53,6 +53,8 @@ def dual_lower_bound(
     good_enough = torch.from_numpy(np.broadcast_to((1 - tolerance) * costs, len(starts)).copy())
 
     dual = _Dual(env, torch.from_numpy(starts))
+    if horizon == 1:  # the control of the last period moves nothing that is paid for
+        return dual.offset.numpy()
     rows = torch.arange(len(starts))  # the start of each row
     prefixes = torch.empty((len(starts), 0), dtype=torch.int64)
     multipliers = torch.zeros(len(starts), horizon - 1, env.n_dims, dtype=torch.float64)

@@ -274,7 +274,7 @@ class HybridUnitCommitmentEnv(HybridEnv[UnitCommitmentState]):
 
     @property
     def masks_regimes(self) -> bool:
-        return self.n_held > 0
+        return self.n_held > 0 or type(self).regime_mask is not HybridUnitCommitmentEnv.regime_mask
 
     def regime_mask(self, state: UnitCommitmentState) -> torch.Tensor:
         """A unit that is held may be taken as it is only."""

@@ -101,7 +101,8 @@ def recorded_net_load(
         )
     past, past_hour = net[:known], hour[:known]
     mean, std = (np.array([statistic(past[past_hour == h]) for h in range(HOURS)]) for statistic in (np.mean, np.std))
-    deviation = (net - mean[hour]) / np.where(std > 0, std, 1.0)[hour]
+    std = np.where(std > 0, std, 1.0)  # an hour that never varied in training may do so later
+    deviation = (net - mean[hour]) / std[hour]
     if mean.max() <= 0:
         raise ValueError(f"{source}: the highest mean net load is {mean.max():g} in hour {mean.argmax()}; it must be > 0")
     then = deviation[:known]

@@ -336,7 +336,68 @@ class MaskRemembers(TankEnv):
         return torch.stack([state.period >= 0, state.period >= 0, state.period + self.calls % 2 > 0], dim=1)
 
 
+class SalvageDetached(TankEnv):
+    """What is left over counts in the last period alone."""
+
+    def reward(self, state, action, noise, next_state):
+        last = state.period == self.horizon - 1
+        return super().reward(state, action, noise, next_state) + torch.where(last, next_state.level.sum(1).detach(), 0.0)
+
+
+class SalvageOverBatch(TankEnv):
+    def reward(self, state, action, noise, next_state):
+        last = state.period == self.horizon - 1
+        return super().reward(state, action, noise, next_state) + torch.where(last, next_state.level.mean(), 0.0)
+
+
+class RaisesBehindAnEnd(TankEnv):
+    """Some rows end early; what is wrong comes after that."""
+
+    def terminal(self, state):
+        return state.level[:, 0] > 0.3
+
+    def reward(self, state, action, noise, next_state):
+        if int(state.period.max()) == self.horizon - 1:
+            raise RuntimeError("boom")
+        return super().reward(state, action, noise, next_state)
+
+
+class ScenariosOfTheirOwn(TankEnv):
+    def sample_scenarios(self, batch_size, generator):
+        return self.initial(batch_size, generator), self.noise_of(self.sample_noise(batch_size, generator))
+
+
+class ScenariosTooShort(ScenariosOfTheirOwn):
+    def noise_of(self, noise):
+        return noise[1:]
+
+
+class ScenariosNotFinite(ScenariosOfTheirOwn):
+    def noise_of(self, noise):
+        return noise / 0 - noise / 0
+
+
+class ScenariosRemember(ScenariosOfTheirOwn):
+    asked = 0
+
+    def noise_of(self, noise):
+        self.asked += 1
+        return noise + self.asked
+
+
+class MeritOfOthers(TankEnv):
+    def figure_of_merit(self, costs):
+        return costs.sum(dim=0) - costs.mean()
+
+
 BROKEN = [
+    (SalvageDetached, "gradient of reward", "period 5"),
+    (SalvageOverBatch, "reward", "never over the batch"),
+    (RaisesBehindAnEnd, "reward", "RuntimeError: boom"),
+    (ScenariosTooShort, r"sample_scenarios\(\)", r"\(horizon, batch, ...\)"),
+    (ScenariosNotFinite, r"sample_scenarios\(\)", "non-finite"),
+    (ScenariosRemember, r"sample_scenarios\(\)", "equal seeds give different values"),
+    (MeritOfOthers, r"figure_of_merit\(\)", "row 0 of its result is another when it is alone"),
     (HullTooWide, "action_space", "Box.-2.0, inf.*hull of action_bounds is .*Box.-1.0, inf"),
     (RegimesMiscounted, "action_bounds", r"n_regimes = 2.*shape \(3, 2, 2\)"),
     (SpaceNotHybrid, "action space", "must be Tuple"),

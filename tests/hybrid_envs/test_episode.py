@@ -82,6 +82,13 @@ def test_the_state_of_another_problem_or_another_number_of_scenarios_is_refused(
     small.reset(seed=0)
     with pytest.raises(ValueError, match=r"HybridInventory-v0.*stock.*2.*saved"):
         large.load_state_dict(small.state_dict())
+    small.reset(seed=0)
+    shorter = gym.make("HybridInventory-v0", n_items=2, horizon=50).unwrapped
+    with pytest.raises(ValueError, match="horizon = 50, but a scenario of 100 periods was saved"):
+        shorter.load_state_dict(small.state_dict())
+    finer = gym.make("HybridInventory-v0", n_items=2).unwrapped.to(dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"float64\[2, 2\].*float32\[2, 2\].*was saved"):
+        finer.load_state_dict(small.state_dict())
     three, four = HybridVectorEnv(small, 3), HybridVectorEnv(small, 4)
     three.reset(seed=0)
     with pytest.raises(ValueError, match="3 scenarios were saved, here are 4"):

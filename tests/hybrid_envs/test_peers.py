@@ -321,6 +321,40 @@ def test_equal_seeds_give_equal_episodes(peer):
     assert first == again != other
 
 
+class AnyNames(Modern):
+    """Takes the arguments of reset() by any name, masks a regime, and can be shown."""
+
+    render_mode, metadata = "rgb_array", {"render_modes": ["rgb_array"], "render_fps": 7}
+
+    def reset(self, **kwargs):
+        return super().reset(**kwargs)
+
+    def action_masks(self):
+        return np.array([True, False])
+
+
+def test_masks_seed_and_render_mode_pass_through(recwarn):
+    env = PeerEnvWrapper(AnyNames())
+    episodes = [env.reset(seed=3)[0] for _ in range(2)]
+    np.testing.assert_array_equal(*episodes)
+    assert not recwarn.list
+    assert env.action_masks().tolist() == [True, False]
+    assert (env.render_mode, env.metadata["render_fps"]) == ("rgb_array", 7)
+    assert not hasattr(PeerEnvWrapper(Moving()), "action_masks")
+    assert PeerEnvWrapper(Moving()).metadata == {"render_modes": []}
+
+
+def test_a_box_of_integers_gets_the_nearest():
+    class Counting(Modern):
+        action_space = gymnasium.spaces.Tuple(
+            (gymnasium.spaces.Discrete(2), gymnasium.spaces.Box(-3, 5, (1,), dtype=np.int64))
+        )
+
+    env = PeerEnvWrapper(Counting())
+    arrived = [env.peer_action((1, np.float32([b])))[1].item() for b in (4.99, -2.99, 0.4, 0.6)]
+    assert arrived == [5, -3, 0, 1]
+
+
 def test_an_environment_that_cannot_be_seeded_is_pointed_out():
     with pytest.warns(UserWarning, match=r"Mute has no seed\(\)"):
         PeerEnvWrapper(Mute()).reset(seed=0)

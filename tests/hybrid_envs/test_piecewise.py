@@ -302,6 +302,19 @@ def test_a_threshold_that_was_forgotten_is_found_by_the_checker():
         check_hybrid_env(PiecewiseEnv(problem, [HALF_OPEN, [0.5]]))
 
 
+def test_what_a_problem_declares_to_jump_and_its_success_are_those_of_its_views():
+    class Declared(JumpProblem):
+        jumps = ("next state.x", "reward", "observation")
+
+        def success(self, costs):
+            return costs.sum(dim=0) < 1
+
+    env = PiecewiseEnv(Declared(HALF_OPEN, n=2), [HALF_OPEN, [0.5]])
+    check_hybrid_env(env)
+    assert env.success(torch.tensor([[0.0, 2.0], [0.5, 2.0]])).tolist() == [True, False]
+    assert PiecewiseEnv(JumpProblem(HALF_OPEN), [HALF_OPEN]).success(torch.zeros(2, 3)) is None
+
+
 @pytest.mark.filterwarnings("ignore:.*infinity.*", "ignore:.*symmetric and normalized.*")
 def test_the_original_is_a_gymnasium_environment_with_its_box():
     env = BoxEnv(JumpProblem(HALF_OPEN, high=4.0))

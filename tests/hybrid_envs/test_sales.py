@@ -116,6 +116,18 @@ def test_dates_are_days_weeks_months_or_numbers(write, cells, values):
     assert file.sales.tolist() == [[k, 10 * k] for k in range(1, 7)]
 
 
+@pytest.mark.parametrize("cell", ["1_234", "١٢"])
+def test_what_python_reads_as_a_number_and_no_spreadsheet_does_is_refused(write, cell):
+    with pytest.raises(ValueError, match=f"row 3, column 'nails': '{cell}' is not a finite number"):
+        read_sales_file(write("sales.csv", f"nails\n 1.5e1 \n{cell}\n"))
+
+
+def test_the_last_day_of_every_month_is_evenly_spaced(write):
+    days = ["2025-12-31", "2026-01-31", "2026-02-28", "2026-03-31"]
+    file = read_sales_file(write("sales.csv", "date,nails\n" + "".join(f"{day},1\n" for day in days)), dates="date")
+    assert (file.periods, file.unit) == (days, "month")
+
+
 def test_the_same_day_of_every_month_is_evenly_spaced(write):
     days = ["2025-12-01", "2026-01-01", "2026-02-01", "2026-03-01"]
     rows = "".join(f"{day},1\n" for day in days)

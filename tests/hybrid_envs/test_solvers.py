@@ -3,12 +3,17 @@ import itertools
 import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
-from scipy.stats import poisson
+from scipy.stats import norm, poisson
+from stable_baselines3 import PPO
 
-from hybrid_envs import HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
+from hybrid_envs import HybridDualSourcingEnv, HybridEnv, HybridInventoryEnv, HybridSwitchedLQREnv
 from hybrid_envs.inventory.single_item import single_items
+from hybrid_envs.search import search
 from hybrid_envs.solvers import (
     CanOrder,
+    CappedDualIndex,
+    CappedSS,
+    ForecastSS,
     PeriodicReview,
     PeriodicSS,
     PerItemSS,
@@ -23,6 +28,7 @@ from hybrid_envs.solvers import (
     lower_bound,
     riccati,
 )
+from hybrid_envs.wrappers import FlatActionWrapper
 
 # ---- predict and evaluate --------------------------------------------------------------------------------------------
 
@@ -134,6 +140,54 @@ def test_periodic_review_of_normal_demand_costs_in_simulation_what_it_states() -
     env = HybridInventoryEnv(2, demand="normal", demand_std=[3.0, 8.0], horizon=400)  # the second is often cut off at 0
     policy = PeriodicReview.best(env)
     assert evaluate(env, policy, 2000, seed=1).mean() == pytest.approx(policy.cost, rel=3e-3)
+
+
+def test_regular_demand_has_a_lattice_as_fine_as_its_deviation() -> None:
+    env = HybridInventoryEnv(1, demand="normal", mean_demand=1_000.0, demand_std=10.0, fixed_cost=0.0, horizon=60)
+    periods, ratio = (
+        env.lead_time + 1,
+        env.params.underage_cost[0] / (env.params.underage_cost[0] + env.params.holding_cost[0]),
+    )
+    deviation = 10.0 * np.sqrt(periods)
+    newsvendor = (env.params.underage_cost[0] + env.params.holding_cost[0]) * deviation * norm.pdf(norm.ppf(ratio))
+    assert PeriodicReview.best(env).cost == pytest.approx(newsvendor, rel=2e-3)
+    assert lower_bound(env) == pytest.approx(newsvendor, rel=2e-3)
+    certain = HybridInventoryEnv(1, demand="normal", mean_demand=1_000.0, demand_std=0.0, fixed_cost=0.0)
+    assert PeriodicReview.best(certain).cost == pytest.approx(0.0)
+    with pytest.raises(ValueError, match=r"demand_std = 1 is below 0.0078125 of mean_demand = 1000"):
+        lower_bound(HybridInventoryEnv(1, demand="normal", mean_demand=1_000.0, demand_std=1.0, fixed_cost=0.0))
+
+
+@pytest.mark.parametrize("best", [TotalDemandTrigger.best, CappedDualIndex.best, CappedSS.best, ForecastSS.best])
+def test_the_unit_of_demand_data_does_not_move_the_reference(best) -> None:
+    scenarios = np.random.default_rng(0).poisson(20, (100, 30, 1)).astype(float)
+    costs = []
+    for unit in (None, 1.0, 200.0):
+        if best == CappedDualIndex.best:
+            env: HybridEnv = HybridDualSourcingEnv(demand=scenarios, horizon=30, mean_demand=unit)
+        else:
+            history = {"history": 8, "horizon": 20} if best == ForecastSS.best else {"horizon": 30}
+            env = HybridInventoryEnv(demand=scenarios, mean_demand=unit, lost_sales=best == CappedSS.best, **history)
+        costs.append(best(env).cost)
+    np.testing.assert_allclose(costs, costs[0], rtol=0.01)
+
+
+def test_a_search_plays_all_candidates_from_the_same_shelves() -> None:
+    env = HybridInventoryEnv(1, lost_sales=True, starting_stock={"uniform": [0, 6]}, horizon=12)
+    seen = []
+
+    def rules(shares):
+        def rule(state):
+            seen.append(state.stock.clone())
+            return np.ones(len(state.period), dtype=np.int64), np.full((len(state.period), 1), 10.0)
+
+        return rule
+
+    search(env, rules, 1, n_scenarios=5, iterations=1, seed=0)
+    starts = [stock.view(-1, 5, *stock.shape[1:]) for stock in seen[:: env.horizon]]
+    assert len(starts[0]) > 1
+    for of_generation in starts:
+        assert (of_generation == starts[0][:1]).all()
 
 
 def test_periodic_review_of_demand_data_finds_the_policy_of_the_distribution_it_was_drawn_from() -> None:
@@ -685,6 +739,20 @@ def test_dual_lower_bound_refuses_a_singular_state_cost() -> None:
     env = HybridSwitchedLQREnv(A=np.eye(2), Q=np.diag([1.0, 0.0]))
     with pytest.raises(ValueError, match="Q must be positive definite"):
         dual_lower_bound(env, np.zeros((1, 2)))
+
+
+def test_the_bound_of_one_period_is_what_the_start_costs() -> None:
+    env = HybridSwitchedLQREnv(3, horizon=1)
+    starts = np.random.default_rng(0).normal(size=(4, 3))
+    expected = ((starts @ env.params.Q) * starts).sum(axis=1)
+    np.testing.assert_allclose(dual_lower_bound(env, starts), expected)
+
+
+def test_a_policy_of_flat_actions_is_not_evaluated_as_one_of_hybrid_ones() -> None:
+    env = HybridInventoryEnv(1, horizon=4)
+    model = PPO("MlpPolicy", FlatActionWrapper(env), n_steps=8, batch_size=8)
+    with pytest.raises(TypeError, match=r"not hybrid but out of Box.*evaluate_policy"):
+        evaluate(env, model, n_scenarios=2, seed=0)
 
 
 def test_evaluate_accepts_reference_policies_of_every_environment() -> None:

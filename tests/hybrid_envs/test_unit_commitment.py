@@ -147,6 +147,16 @@ def test_a_scenario_of_two_days_begins_at_midnight_and_runs_into_the_next_day():
     np.testing.assert_allclose(first[24:], second[:24], atol=1e-12)
 
 
+def test_an_hour_that_never_varied_in_training_is_simulated_as_it_was_recorded():
+    record = np.random.default_rng(0).uniform(40, 60, (240, 2)) * [2, 1]
+    record[: 24 * 6].reshape(6, 24, 2)[:, :5] = [90, 50]
+    record[24 * 8 :].reshape(2, 24, 2)[:, :5] = [120, 50]
+    env = HybridUnitCommitmentEnv(2, series=record, split="test")
+    days = (record[24 * 8 :, 0] - record[24 * 8 :, 1]).reshape(2, 24)
+    played = net_loads(env, 20, seed=0)
+    assert (np.abs(played[:, None] - days) < 1e-3).all(axis=2).any(axis=1).all()
+
+
 # ---- CSV files -----------------------------------------------------------------------------------------------------------
 
 
@@ -249,6 +259,20 @@ def test_fifty_free_units_make_fifty_factors():
 @pytest.mark.parametrize("kwargs", [{}, {"min_up_time": 3, "min_down_time": 2, "min_units_on": 1}])
 def test_the_checker_finds_nothing_wrong_with_free_commitments(kwargs):
     check_hybrid_env(HybridUnitCommitmentEnv(3, commitments="free", **kwargs))
+
+
+def test_a_mask_of_ones_own_is_heeded_where_nothing_holds_a_unit():
+    class InRepair(HybridUnitCommitmentEnv):
+        def regime_mask(self, state):
+            mask = super().regime_mask(state).clone()
+            mask[:, 1] = False  # the first unit stays off
+            return mask
+
+    env = InRepair(2, commitments="free")
+    env.reset(seed=0)
+    assert env.action_masks().tolist() == [True, False, True, True]
+    with pytest.raises(ValueError, match="masked"):
+        env.step((np.array([1, 0]), env.action_space[1].low))
 
 
 def test_nobody_pays_for_masks_where_nothing_holds_a_unit():

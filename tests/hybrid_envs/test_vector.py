@@ -280,6 +280,13 @@ def test_a_users_own_environment_is_registered_in_one_line_for_make_and_make_vec
     assert vector.env.horizon == 7
 
 
+def test_what_a_batch_cannot_do_is_refused():
+    with pytest.raises(ValueError, match=r"max_episode_steps = 5.*use horizon"):
+        gym.make_vec("HybridInventory-v0", num_envs=2, max_episode_steps=5)
+    with pytest.raises(ValueError, match="reset_mask"):
+        gym.make_vec("HybridInventory-v0", num_envs=2).reset(options={"reset_mask": np.array([True, False])})
+
+
 def test_an_environment_without_a_picture_says_so():
     env = PurseEnv(render_mode="rgb_array")
     env.reset(seed=0)
