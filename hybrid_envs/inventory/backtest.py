@@ -100,7 +100,7 @@ class InventoryBacktest(Backtest):
 
     def play(self, policy: Policy, part: str) -> Ledger:
         first, last = self.rows(part)
-        stage, state = self._stage(first, last, self._history_of(policy))
+        stage, state = self._stage(first, last, self._history_of(policy), part)
         ledger, _ = self._played(policy, stage, state._replace(stock=self._shelves[part]))
         return ledger
 
@@ -140,12 +140,17 @@ class InventoryBacktest(Backtest):
             shelves[part] = state.stock
         return shelves
 
-    def _stage(self, first: int, last: int, history: int) -> tuple[HybridInventoryEnv, StockState]:
-        """The problem in these periods, measured in the units of the training part, and its start in each run."""
-        arguments = {"split": None, "resampled": 0, "history": history, "horizon": last - first}
+    def _stage(self, first: int, last: int, history: int, part: str | None = None) -> tuple[HybridInventoryEnv, StockState]:
+        """
+        The problem in these periods, measured in the units of the training part, and its start in each run.
+
+        :param part: that has these periods, if one has: there is but one window of its length
+        """
+        arguments = {"split": part, "resampled": 0, "history": history, "horizon": last - first}
         stage = self._made(**arguments, mean_demand=self.env.params.mean_demand)
         nothing = torch.zeros(RUNS, stage.lead_time, stage.n_items)
-        window = torch.full((RUNS,), first - history)  # windows begin in every period that has a history
+        # else windows begin in every period that has a history
+        window = torch.full((RUNS,), 0 if part is not None else first - history)
         state = stage.standing(nothing)._replace(window=window)
         return stage, state if history == 0 else state._replace(history=stage.past_data[window])
 
