@@ -168,6 +168,17 @@ class HybridEnv(gym.Env[np.ndarray, tuple[Any, np.ndarray]], ABC, Generic[StateT
         """
         return self.initial(batch_size, generator), self.sample_noise(batch_size, generator)
 
+    def sample_futures(self, state: StateT, generator: torch.Generator) -> torch.Tensor:
+        """
+        Draw noise anew for scenarios that are under way. It is that of other scenarios unless this is overridden, as it has to
+        be where the noise depends on what the scenario is about.
+
+        :param state: where they are, leading dimension ``batch``
+        :param generator: the only source of randomness
+        :return: shape ``(horizon, batch, ...)``
+        """
+        return self.sample_scenarios(len(state.period), generator)[1]
+
     @abstractmethod
     def transition(self, state: StateT, action: HybridAction, noise: torch.Tensor) -> StateT:
         """

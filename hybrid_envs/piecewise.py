@@ -108,6 +108,10 @@ class BoxProblem(ABC, Generic[StateT]):
         """As :meth:`HybridEnv.sample_scenarios`."""
         return self.initial(batch_size, generator), self.sample_noise(batch_size, generator)
 
+    def sample_futures(self, state: StateT, generator: torch.Generator) -> torch.Tensor:
+        """As :meth:`HybridEnv.sample_futures`."""
+        return self.sample_scenarios(len(state.period), generator)[1]
+
     @abstractmethod
     def transition(self, state: StateT, action: BoxAction, noise: torch.Tensor) -> StateT:
         """
@@ -309,6 +313,9 @@ class PiecewiseEnv(HybridEnv[StateT]):
 
     def sample_scenarios(self, batch_size: int, generator: torch.Generator) -> tuple[StateT, torch.Tensor]:
         return self.problem.sample_scenarios(batch_size, generator)
+
+    def sample_futures(self, state: StateT, generator: torch.Generator) -> torch.Tensor:
+        return self.problem.sample_futures(state, generator)
 
     def transition(self, state: StateT, action: HybridAction, noise: torch.Tensor) -> StateT:
         return self.problem.transition(state, self.to_box(action), noise)

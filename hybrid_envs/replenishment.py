@@ -116,6 +116,12 @@ class ReplenishmentEnv(HybridEnv[StockState]):
         """
         return self.sample_scenarios(batch_size, generator)[1]
 
+    def sample_futures(self, state: StockState, generator: torch.Generator) -> torch.Tensor:
+        """
+        :return: demand of the same products; of recorded windows, that of others
+        """
+        return super().sample_futures(state, generator) if self.windowed else self._demand_of(state, self.horizon, generator)
+
     def _demand_of(self, state: StockState, periods: int, generator: torch.Generator) -> torch.Tensor:
         """Demand of some periods, shape ``(periods, batch, n_items)``, in the instances of these states."""
         batch_size = len(state.period)

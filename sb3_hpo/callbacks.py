@@ -82,6 +82,10 @@ class PeriodicCallback(BaseCallback):
     def look(self) -> None:
         """Record what is to be logged of the present policy."""
 
+    def _on_training_start(self) -> None:
+        if self.num_timesteps == 0:
+            self.steps = []  # of a training before
+
     def _on_rollout_start(self) -> None:
         if not self.steps or self.num_timesteps - self.steps[-1] >= self.every:
             self._look()
@@ -157,10 +161,10 @@ class CostCallback(HeldOutCallback):
         self.costs: list[float] = []
 
     def _on_training_start(self) -> None:
-        if self.gap and self.reference is None:
-            self.reference = reference_policy(self.problem)
-        if self.gap and self.reference is not None:
-            self.reference_cost = self.cost(self.reference)
+        super()._on_training_start()
+        self.costs = self.costs[: len(self.steps)]
+        reference = self.reference if self.reference is not None or not self.gap else reference_policy(self.problem)
+        self.reference_cost = self.cost(reference) if self.gap and reference is not None else None
 
     def predict(self, observation: np.ndarray, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """The model's action, which under VecNormalize is a function of the scaled observation."""
@@ -232,6 +236,7 @@ class GapCallback(HeldOutCallback):
         self.lookahead = {"depth": 10, "n_scenarios": 8} if lookahead is None else dict(lookahead)
 
     def _on_training_start(self) -> None:
+        super()._on_training_start()
         self._better()  # an error of the arguments comes before any work
 
     def _better(self) -> dict[str, Policy]:

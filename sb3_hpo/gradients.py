@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from hybrid_envs.checks import check_count
 from hybrid_envs.core import HybridEnv
 from sb3_hpo.losses import pathwise_loss, score_loss
 from sb3_hpo.simulation import (
@@ -369,6 +370,7 @@ def measure_quality(
     :return: for each estimator, for each network
     """
     generator = generator or torch.Generator(env.device).manual_seed(0)
+    check_count("n_scenarios", n_scenarios, 2 if options is None else 1)  # one scenario leaves nobody else's costs
     options = options or EstimatorOptions(baseline=leave_one_out)
     names = list(dict.fromkeys([*estimators, reference]))
     batches: dict[tuple[str, str], list[torch.Tensor]] = {(name, network): [] for name in names for network in NETWORKS}

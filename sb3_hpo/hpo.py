@@ -25,7 +25,7 @@ from sb3_hpo.arguments import check_arguments, make_schedule
 from sb3_hpo.buffers import HybridRolloutBuffer
 from sb3_hpo.callback_tree import reads_arrays
 from sb3_hpo.credit import Decision, counterfactual_baseline, joined
-from sb3_hpo.hybrid_ppo import HybridPPO
+from sb3_hpo.hybrid_ppo import UNIT_FLOOR, HybridPPO
 from sb3_hpo.losses import pathwise_loss, score_loss
 from sb3_hpo.policies import DeterministicPointPolicy
 from sb3_hpo.vec_env import LiveView, Period, Seen, simulated, together
@@ -337,7 +337,7 @@ class HPO(HybridPPO):
         ends = torch.zeros_like(own.reward.detach())  # values of the last states of episodes
         if final:
             last = [of_step[own.truncated[step]] for step, of_step in final.items()]
-            ends[own.truncated] = self._values(torch.cat(last))
+            ends[own.truncated] = self._values(torch.cat(last)).to(ends.dtype)
 
         # So far scenario by scenario, each on one rank; from here on every rank has all of them.
         rewards, log_probs, done, truncated, ends, values, observations, actions = view.base.everybody(
@@ -371,7 +371,11 @@ class HPO(HybridPPO):
             log_probs=log_probs.sum(dim=2) if joint else log_probs,
         )
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
-        scale = self.reward_scale = float(rollout_buffer.rewards.std()) + 1e-8 if self.normalize_reward else 1.0
+        if not self.normalize_reward:
+            self.reward_scale = 1.0
+        elif (spread := float(rollout_buffer.rewards.std())) > UNIT_FLOOR * float(np.abs(rollout_buffer.rewards).max()):
+            self.reward_scale = spread + 1e-8  # else all are the same, which is no unit
+        scale = self.reward_scale
         rollout_buffer.rewards = rollout_buffer.rewards / scale  # those of the graph share its memory
         beyond = self._value_range(rollout_buffer.rewards)
         rollout_buffer.rewards[truncated.cpu().numpy()] += self.gamma * ends[truncated].clamp(*beyond).cpu().numpy()
@@ -537,7 +541,9 @@ class HPO(HybridPPO):
         data, _, _ = load_from_zip_file(path, custom_objects=kwargs.get("custom_objects"))
         assert data is not None
         if env is not None and not isinstance(env, VecEnv):
-            env = simulated(env, data["n_envs"])
+            env = simulated(env, check_count("n_scenarios", kwargs.get("n_scenarios", data["n_envs"])))
+        elif "n_scenarios" in kwargs:
+            raise ValueError(f"n_scenarios = {kwargs['n_scenarios']}: goes with one environment, of which it says how many")
         return super().load(path, env, *args, **kwargs)
 
 

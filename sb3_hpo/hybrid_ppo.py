@@ -192,10 +192,14 @@ class HybridPPO(SharedPPO, TupleActions):
 
     def _check_factors(self, env: VecEnv) -> None:
         """
-        :raises ValueError: if the environment's factors bound other coordinates of b than the policy's do
+        :raises ValueError: if the environment's factors bound other coordinates of b than the policy's do, or otherwise
         """
         if env.has_attr("factors") and (factors := env.get_attr("factors")[0]) != self.policy.factors:
             raise ValueError(f"the model was made for {self.policy.factors!r}, but the environment has {factors!r}")
+        if env.has_attr("action_bounds") and (bounds := env.get_attr("action_bounds")[0]) is not None:
+            made_for, bounds = self.policy.action_bounds, np.asarray(bounds, dtype=np.float32)
+            if not np.array_equal(made_for, bounds, equal_nan=True):
+                raise ValueError(f"action_bounds: the model's are {made_for.tolist()}, the environment's {bounds.tolist()}")
 
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int

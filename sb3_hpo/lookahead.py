@@ -221,7 +221,8 @@ class Lookahead:
             ``(T, batch, n_scenarios, ...)``
         """
         batch = len(state.period)
-        _, noise = self.env.sample_scenarios(batch * self.n_scenarios, self.generator)
+        again = torch.arange(batch, device=self.env.device).repeat_interleave(self.n_scenarios)
+        noise = self.env.sample_futures(type(state)(*(field[again] for field in state)), self.generator)
         noise = noise.unflatten(1, (batch, self.n_scenarios))
         for rows in torch.arange(batch, device=self.env.device).split(max(1, ROWS_AT_ONCE // (n_tried * self.n_scenarios))):
             yield type(state)(*(field[rows] for field in state)), noise[:, rows]

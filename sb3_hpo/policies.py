@@ -163,7 +163,7 @@ class HybridActorCriticPolicy(ActorCriticPolicy):
         self.obs_unit: torch.Tensor
         self.register_buffer("obs_unit", torch.as_tensor(1.0 if self.observation_scale is None else self.observation_scale))
         if self.stochastic_point:
-            self.log_std = nn.Parameter(torch.full((action_size,), self.log_std_init))
+            self.log_std = nn.Parameter(torch.full((action_size,), float(self.log_std_init)))
             self.register_buffer("std_unit", torch.as_tensor(self.action_scale))
         if self.muon and self.optimizer_class is not Adam:
             raise ValueError(

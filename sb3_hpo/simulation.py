@@ -8,7 +8,7 @@ from torch import nn
 from torch.distributions import Normal
 from torch.nn import functional as F
 
-from hybrid_envs.checks import require_choice, require_finite
+from hybrid_envs.checks import check_count, require_choice, require_finite
 from hybrid_envs.core import HybridEnv
 from hybrid_envs.spaces import HybridAction
 from sb3_hpo.distributions import Coupling, RegimeDistribution
@@ -31,7 +31,8 @@ class Rollout(NamedTuple):
     """
     Episodes with gradients; every entry has leading dimensions ``(T, batch)``. After an episode has terminated its rewards are
     0, but regimes are drawn on: so the probabilities of all regime sequences still sum to 1. A masked regime has probability 0
-    and is never executed: where one is given, the first allowed one is taken in its place.
+    and is never executed: where one is given, the first allowed one is taken in its place. So is, if it has to be, one that
+    keeps to ``active_limits``.
     """
 
     states: Any
@@ -86,7 +87,7 @@ def simulate(
         given = distribution.given(x)
         log_pi, log_prob = given.logits, given.log_prob(x)
         log_prob = log_prob.sum(dim=1) if env.factors.many else log_prob
-        executed = env.factors.allowed(x, mask)
+        executed = env.factors.repaired(x, mask)
         b = points(env, policy, obs, executed)
         if point_std is not None:
             standard = torch.randn(b.shape, generator=generator, dtype=b.dtype, device=b.device)
@@ -137,14 +138,14 @@ def branched_returns(
     uniform = torch.rand(factors.shape(horizon, batch), generator=generator, dtype=noise.dtype, device=noise.device)
     episode = Episode(env, repeat_rows(type(states)(*(field.flatten(0, 1) for field in states)), n_branches))
     totals = noise.new_zeros(horizon * batch * n_branches)
-    for age in range(min(depth or horizon, horizon)):
+    for age in range(horizon if depth is None else min(check_count("depth", depth), horizon)):
         rows = (horizon - age) * batch * n_branches  # rows are in order of t: the youngest branches reach the end first
         episode.keep(rows)
         shock, u = (of_period[age:].flatten(0, 1).repeat_interleave(n_branches, dim=0) for of_period in (noise, uniform))
         obs, mask = env.observation(episode.state), episode.mask(age)
         drawn = regime_distribution(env, policy, obs, mask).draw_by(u)
         x = factors.allowed(first.flatten(0, 1) if age == 0 else drawn, mask)
-        result = env.step_torch(episode.state, HybridAction(x, factors.choose(policy.candidates(obs), x)), shock)
+        result = env.step_torch(episode.state, HybridAction(x, points(env, policy, obs, x)), shock)
         totals[:rows] += episode.advance(result.state, result.reward, age)
     values = factors.of_deviations(totals.view(horizon * batch, n_branches), taken)
     return values.unflatten(0, (horizon, batch))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.running_mean_std import RunningMeanStd
@@ -20,6 +21,7 @@ from hybrid_envs.core import HybridEnv, StepResult
 from hybrid_envs.spaces import HybridAction, box_bounds, factors_of, feasible_actions
 from hybrid_envs.vector import HybridVectorEnv
 from sb3_hpo import ranks
+from sb3_hpo.identity import describe, own_numbers
 
 
 class SharedSimulator(HybridVectorEnv):
@@ -426,10 +428,7 @@ def simulated(env: GymEnv | str, n_scenarios: int) -> VecEnv:
         vars(wrapper).update(vars(env) | {"venv": inner})
         return wrapper
     if isinstance(env, VecEnv):
-        instances = {
-            repr(spec.kwargs if spec else (type(inner).__name__, getattr(inner, "params", None)))
-            for spec, inner in zip(env.get_attr("spec"), env.get_attr("unwrapped"), strict=True)
-        }
+        instances = {str(_stated(*pair)) for pair in zip(env.get_attr("spec"), env.get_attr("unwrapped"), strict=True)}
         if len(instances) > 1:
             raise ValueError(
                 f"HPO simulates one problem, but the VecEnv holds {len(instances)}: {'; '.join(sorted(instances))}"
@@ -438,6 +437,13 @@ def simulated(env: GymEnv | str, n_scenarios: int) -> VecEnv:
         # __enter__ returns the environment itself, with its wrappers, from a subprocess too.
         (env,) = env.env_method("__enter__", indices=0)
     return HybridVecEnv(_differentiable(env), n_scenarios)
+
+
+def _stated(spec: EnvSpec | None, env: gym.Env) -> list[Any]:
+    """By what a problem of a VecEnv can be told from the others."""
+    made = None if spec is None else [spec.id, describe(dict(spec.kwargs))]
+    numbers = own_numbers(env) if isinstance(env, HybridEnv) else None
+    return [made, type(env).__name__, describe(getattr(env, "params", None)), numbers]
 
 
 def _differentiable(env: Any) -> HybridEnv:

@@ -159,6 +159,9 @@ class ProcurementProblem(BoxProblem[StockState]):
     def sample_scenarios(self, batch_size: int, generator: torch.Generator) -> tuple[StockState, torch.Tensor]:
         return self.warehouse.sample_scenarios(batch_size, generator)
 
+    def sample_futures(self, state: StockState, generator: torch.Generator) -> torch.Tensor:
+        return self.warehouse.sample_futures(state, generator)
+
     def observation(self, state: StockState) -> torch.Tensor:
         return self.warehouse.observation(state)
 

@@ -19,9 +19,10 @@ from sb3_hpo.backtest.report import write_report
 from sb3_hpo.callbacks import PeriodicCallback
 from sb3_hpo.checkpoint import ExactCheckpointCallback
 from sb3_hpo.checkpoint.files import write_whole
-from sb3_hpo.checkpoint.run_state import describe, difference
+from sb3_hpo.checkpoint.run_state import difference
 from sb3_hpo.export import export_onnx
 from sb3_hpo.hpo import HPO
+from sb3_hpo.identity import describe
 from sb3_hpo.safe_files import load_safe, save_safe
 
 SETTINGS, CHECKPOINTS, RESULTS, POLICY = "settings.json", "checkpoints", "results.json", "policy.safetensors"

@@ -1,15 +1,11 @@
 """Everything that a training run is, between two iterations: read from the objects that hold it, and put back into them."""
 
-import dataclasses
-import hashlib
 from abc import ABC
 from collections import deque
 from collections.abc import Iterable, Iterator
-from pathlib import PurePath
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium.wrappers import (
     OrderEnforcing,
     PassiveEnvChecker,
@@ -34,6 +30,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor, 
 from hybrid_envs.wrappers import FlatActionWrapper
 from sb3_hpo.callback_tree import callback_tree
 from sb3_hpo.callbacks import CostCallback, GradientQualityCallback, PeriodicCallback
+from sb3_hpo.identity import describe, own_numbers
 from sb3_hpo.ranks import load_random_state, random_state
 from sb3_hpo.vec_env import HybridActionWrapper
 
@@ -309,6 +306,8 @@ def _env_identity(venv: VecEnv) -> dict[str, Any]:
         if base.has_attr(name):
             values = base.get_attr(name)
             columns[name] = [value and value.kwargs for value in values] if name == "spec" else values
+    if "params" not in columns and base.has_attr("step_torch"):
+        columns["attributes"] = list(map(own_numbers, base.get_attr("unwrapped")))
     instances = [dict(zip(columns, map(describe, row), strict=True)) for row in zip(*columns.values(), strict=True)]
     return {
         "n_envs": venv.num_envs,
@@ -326,27 +325,3 @@ def _settings(owner: Any, leave_out: Iterable[str] = ()) -> dict[str, Any]:
         for name, value in vars(owner).items()
         if isinstance(value, kinds) and not name.startswith("_") and name not in leave_out
     }
-
-
-def describe(value: Any) -> Any:
-    """
-    :return: plain data by which two values can be told apart; of large arrays a digest, of objects the class
-    """
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    if isinstance(value, FloatSchedule):
-        return [value(progress) for progress in (1.0, 0.5, 0.0)]
-    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
-        array = np.asarray(value.detach().cpu() if isinstance(value, torch.Tensor) else value)
-        if array.size <= 1000:
-            return array.tolist()
-        return f"array of shape {array.shape}, sha256 {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return describe({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
-    if isinstance(value, dict):
-        return {str(key): describe(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [describe(entry) for entry in value]
-    if isinstance(value, PurePath):
-        return str(value)
-    return getattr(value, "__qualname__", f"{type(value).__name__} object")

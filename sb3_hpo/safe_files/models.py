@@ -112,7 +112,7 @@ def load_safe(
     check_spelling(content.algorithm, overrides)
     check_arguments(overrides)
     if env is not None:
-        env = _prepared(content, env)
+        env = _prepared(content, env, overrides.get("n_scenarios", content.n_envs))
         for name in ("observation_space", "action_space"):
             if getattr(env, name) != getattr(content, name):
                 ours, theirs = getattr(env, name), getattr(content, name)
@@ -377,10 +377,10 @@ def _read_rates(given: Any, count: int) -> list[float]:
 # ---- environments ----------------------------------------------------------------------------------------------------
 
 
-def _prepared(content: Content, env: GymEnv | str) -> VecEnv:
+def _prepared(content: Content, env: GymEnv | str, n_scenarios: int) -> VecEnv:
     """The environment vectorised as the algorithm would do it, so that a VecNormalize fits around it."""
     if isinstance(env, VecEnv):
         return env
     if isinstance(env, str):
         env = gym.make(env)
-    return simulated(env, content.n_envs) if content.algorithm is HPO else PPO._wrap_env(env)
+    return simulated(env, n_scenarios) if content.algorithm is HPO else PPO._wrap_env(env)
