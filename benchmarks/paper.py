@@ -292,6 +292,7 @@ def draw_gaps(rows: list[dict[str, Any]], path: Path) -> None:
                 [row["published"] / row["reference"] - 1 for row in stated],
                 "x",
                 color=colour,
+                clip_on=False,
                 label=f"{algo}, the paper's" if stated else None,
             )
         ax.axhline(0, color="grey", linewidth=1)
