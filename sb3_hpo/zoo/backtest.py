@@ -66,7 +66,7 @@ def read_plan(args: argparse.Namespace, env: gym.Env) -> Plan:
     :raises ValueError: for a hyperparameter that is not known, or not allowed
     """
     hyperparams = read_entry(args.env) | args.hyperparams
-    n_timesteps = args.n_timesteps if args.n_timesteps is not None else int(hyperparams["n_timesteps"])
+    n_timesteps = args.n_timesteps if args.n_timesteps != -1 else int(hyperparams["n_timesteps"])
     hyperparams["n_scenarios"] = hyperparams.pop("n_envs")
     for name in ("n_timesteps", "env_kwargs"):
         hyperparams.pop(name)

@@ -58,8 +58,9 @@ def parse_args(self: argparse.ArgumentParser, *args: Any, **options: Any) -> Any
         importlib.import_module(module)
     if isinstance(getattr(values, "env", None), str):  # of a plot there may be several, of runs
         check_environment(values.env)
-    if getattr(values, "n_timesteps", None) == 0 or (getattr(values, "n_timesteps", None) or 0) < -1:
-        self.error(f"-n, --n-timesteps: must be at least 1 (-1: the config's), got {values.n_timesteps}")
+    n_timesteps = getattr(values, "n_timesteps", -1)
+    if n_timesteps < 1 and n_timesteps != -1:
+        self.error(f"--n-timesteps must be at least 1, got {n_timesteps} (-1: the config's)")
     vars(parsed).update(vars(values))
     return values
 
@@ -70,7 +71,7 @@ def check_environment(env_id: str) -> None:
     """
     import gymnasium
 
-    import hybrid_envs  # noqa: F401  registers its own
+    import hybrid_envs.core  # noqa: F401  with it come the registrations of its package
     from sb3_hpo.arguments import check_name
 
     check_name("an environment of your own needs --gym-packages MODULE; there is no environment", env_id, gymnasium.registry)
@@ -215,7 +216,7 @@ def backtest() -> None:
     parser.add_argument("--env", default="HybridInventory-v0", help="environment ID")
     parser.add_argument("--env-kwargs", nargs="+", action=StoreValues, default={}, help="further arguments of the environment")
     parser.add_argument("--gym-packages", nargs="+", default=[], help="Additional modules to import")
-    parser.add_argument("-n", "--n-timesteps", type=int, help="periods to simulate in training (default: the config's)")
+    parser.add_argument("-n", "--n-timesteps", type=int, default=-1, help="periods to simulate (default -1: the config's)")
     parser.add_argument("-params", "--hyperparams", nargs="+", action=StoreValues, default={}, help="overwrite the config's")
     parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the training: to see that all is well")

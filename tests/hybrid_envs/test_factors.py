@@ -14,13 +14,20 @@ from tests.hybrid_envs.test_piecewise import HALF_OPEN, JumpProblem
 
 
 class OpenEnv(BreweryEnv):
-    """The same brewery, with layouts of the caller's choice."""
+    """The same brewery with two valves, each of an inflow, and layouts of the caller's choice."""
 
     def __init__(self, **kwargs):
         self.masked = False
         bounds = np.array([[[0.0, 0.0], [0.0, 1.0]], [[0.0, 2.0], [0.0, 1.0]]])
         arguments = {"action_bounds": bounds, "factor_sizes": [2, 2], "factor_of": [0, 1]}
         HybridEnv.__init__(self, **{"observation_size": 6, "horizon": 3} | arguments | kwargs)
+
+    def transition(self, state, action, noise):
+        level = state.level - 0.3 * noise + torch.nn.functional.pad(action.point, (0, 1))
+        return state._replace(level=level)
+
+    def reward(self, state, action, noise, next_state):
+        return -(next_state.level - 1).square().sum(dim=1)
 
 
 BOUNDS = np.zeros((2, 2, 2))

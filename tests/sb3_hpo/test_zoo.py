@@ -288,7 +288,7 @@ def test_a_bad_flag_ends_the_process_with_one_line_and_code_2(tmp_path):
         (["fly"], "'fly'"),
         (["train", "--algo", "hpoo"], "'hpoo'"),
         (["train", "--algo", "hpo", "--env", "Pump-v0"], "an environment of your own needs --gym-packages MODULE"),
-        (["train", "--algo", "hpo", "--env", ID, "-n", "-5"], "--n-timesteps: must be at least 1"),
+        (["train", "--algo", "hpo", "--env", ID, "-n", "-5"], "--n-timesteps must be at least 1, got -5"),
         (["train", "--algo", "hpo", "--env", ID, "-n", "many"], "'many'"),
         (["train", "--algo", "hpo", "--env", ID, "--conf-file", "nowhere.yml"], "nowhere.yml"),
         (["train", "--algo", "hpo", "--env", ID, "-i", "nowhere.zip"], "nowhere.zip"),
