@@ -25,7 +25,7 @@ from sb3_hpo.arguments import check_arguments, make_schedule
 from sb3_hpo.buffers import HybridRolloutBuffer
 from sb3_hpo.callback_tree import reads_arrays
 from sb3_hpo.credit import Decision, counterfactual_baseline, joined
-from sb3_hpo.hybrid_ppo import UNIT_FLOOR, HybridPPO
+from sb3_hpo.hybrid_ppo import HybridPPO
 from sb3_hpo.losses import pathwise_loss, score_loss
 from sb3_hpo.policies import DeterministicPointPolicy
 from sb3_hpo.vec_env import LiveView, Period, Seen, simulated, together
@@ -112,7 +112,8 @@ class HPO(HybridPPO):
     :param credit: with several factors, whether each is judged by the advantage of the whole regime (``"joint"``), or against
         its own counterfactual baseline (``"counterfactual"``), for which every factor is drawn anew and simulated for one
         period. Unless given, ``"counterfactual"`` where factors are independent
-    :param normalize_reward: whether to divide rewards by the batch's standard deviation
+    :param normalize_reward: whether values are standardised by the mean and the standard deviation of the last few rollouts'
+        returns
     :param gradient_checkpointing: whether to keep of each period no more than its states, and to compute it again on the way
         back (``torch.utils.checkpoint``): less memory for more time, and the same gradient. How much less is a matter of the
         memory allocator, too (docs/suite.md)
@@ -371,25 +372,21 @@ class HPO(HybridPPO):
             log_probs=log_probs.sum(dim=2) if joint else log_probs,
         )
         self.logger.record("rollout/cost_per_period", -float(rollout_buffer.rewards.mean()))
-        if not self.normalize_reward:
-            self.reward_scale = 1.0
-        elif (spread := float(rollout_buffer.rewards.std())) > UNIT_FLOOR * float(np.abs(rollout_buffer.rewards).max()):
-            self.reward_scale = spread + 1e-8  # else all are the same, which is no unit
-        scale = self.reward_scale
-        rollout_buffer.rewards = rollout_buffer.rewards / scale  # those of the graph share its memory
+        rollout_buffer.rewards = rollout_buffer.rewards / self.reward_scale  # those of the graph share its memory
         beyond = self._value_range(rollout_buffer.rewards)
         rollout_buffer.rewards[truncated.cpu().numpy()] += self.gamma * ends[truncated].clamp(*beyond).cpu().numpy()
         rollout_buffer.compute_returns_and_advantage(values[-1], dones[-1])
         if self.counterfactual:
-            baselines = self._baselines(view, rollout.decisions, scale, beyond)
+            baselines = self._baselines(view, rollout.decisions, beyond)
             rollout.decisions.clear()
             rollout_buffer.advantages = rollout_buffer.returns[..., None] - baselines
-        self.policy.component("value").rescale(rollout_buffer.returns.mean(), rollout_buffer.returns.std() + 1e-8)
-        # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages. Not sooner:
-        # rescaling writes into weights that the graph needs as they were.
+        if self.normalize_reward:
+            self._standardise(rollout_buffer)
+        # An episode that goes on behind the rollout is valued there, for b as it is for x in the advantages; in the same unit
+        # as the rewards.
         values = self.policy.predict_values(following.flatten(0, 1)).view(following.shape[:2])
         (values,) = view.base.everybody(values, dim=1)
-        self._live = LiveRollout(rewards / scale, values.where(~done[-len(values) :], 0.0), log_probs)
+        self._live = LiveRollout(rewards / self.reward_scale, values.where(~done[-len(values) :], 0.0), log_probs)
 
     def _simulate(
         self,
@@ -473,9 +470,8 @@ class HPO(HybridPPO):
         context = obs if self.policy.conditioned else candidates
         return Act(x, b, regimes.log_prob(x), env.step_torch(state, HybridAction(x, b), noise), context, redrawn)
 
-    def _baselines(self, view: LiveView, decisions: list[Decision], scale: float, beyond: tuple[float, float]) -> np.ndarray:
+    def _baselines(self, view: LiveView, decisions: list[Decision], beyond: tuple[float, float]) -> np.ndarray:
         """
-        :param scale: of rewards
         :param beyond: bounds of values beyond the horizon
         :return: B_f, see :func:`~sb3_hpo.credit.counterfactual_baseline`, shape ``(n_steps, n_envs, m)``
         """
@@ -483,7 +479,7 @@ class HPO(HybridPPO):
         def outcome_value(result: StepResult) -> torch.Tensor:
             following = self.policy.predict_values(view.scaled(result.observation)).flatten()
             following = torch.where(result.truncated, following.clamp(*beyond), following)
-            return view.reward(result) / scale + self.gamma * following.where(~result.terminated, 0.0)
+            return view.reward(result) / self.reward_scale + self.gamma * following.where(~result.terminated, 0.0)
 
         point_of = self.policy.points if self.policy.conditioned else self.policy.factors.choose
         baseline = counterfactual_baseline(view.simulator.env, joined(decisions), point_of, outcome_value)

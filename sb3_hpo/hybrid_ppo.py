@@ -29,6 +29,8 @@ from sb3_hpo.vec_env import HybridActionWrapper, HybridVecEnv
 
 UNIT_FLOOR = 1e-6
 """Standard deviation of returns, relative to the largest, below which it is rounding."""
+RETURNS_SMOOTHING = 0.3
+"""Weight of the newest rollout in the running mean and variance of returns."""
 
 
 class TupleActions(OnPolicyAlgorithm):
@@ -65,9 +67,9 @@ class HybridPPO(SharedPPO, TupleActions):
         what follows is larger than all that was seen, and wrong
     :param point_std: standard deviation of b, in units of ``action_scale``, likewise, or ``"exp_V"`` for one that falls from V
         to a tenth of it (:class:`~sb3_hpo.arguments.GeometricSchedule`); learned unless given
-    :param normalize_reward: whether rewards and values are in units of the standard deviation of the last rollout's returns,
-        and values standardised as HPO does it (PopArt). VecNormalize's unit is that of all returns since training began: where
-        the first policies' are a thousand times as large as the last ones', values learn nothing in it
+    :param normalize_reward: whether values are standardised by the mean and the standard deviation of the last few rollouts'
+        returns. VecNormalize's unit is that of all returns since training began: where the first policies' are a thousand
+        times as large as the last ones', values learn nothing in it
     :param clip_networks: whether ``max_grad_norm`` bounds the gradient of each of the three networks, which share no
         parameter, as in HPO; else that of all together, as in SB3: there errors of the value network make steps of the policy
         shorter
@@ -219,7 +221,7 @@ class HybridPPO(SharedPPO, TupleActions):
         with self.policy.register_forward_pre_hook(ask_for_masks, with_kwargs=True) if masked else nullcontext():
             goes_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
         if goes_on and self.normalize_reward:
-            self._change_unit(rollout_buffer)
+            self._standardise(rollout_buffer)
         return goes_on
 
     def _set_spread(self) -> None:
@@ -228,15 +230,20 @@ class HybridPPO(SharedPPO, TupleActions):
         if self.point_std_schedule is not None:
             self.policy.fix_std(self.point_std_schedule(self._current_progress_remaining))
 
-    def _change_unit(self, rollout_buffer: RolloutBuffer) -> None:
-        """Make the standard deviation of this rollout's returns the unit of rewards and values."""
+    def _standardise(self, rollout_buffer: RolloutBuffer) -> None:
+        """
+        Let the value network's output be added to the mean of returns, with their standard deviation as the unit of it and of
+        rewards; both over the last few rollouts. Its weights stay as they are, so that where costs fall to a thousandth while
+        a policy gets better, the differences that it sees between states do, too. To preserve its function (PopArt, van
+        Hasselt et al. 2016) it would have to unlearn those, at the pace of its learning rate.
+        """
         value, returns = self.policy.component("value"), rollout_buffer.returns
         if returns.std() <= UNIT_FLOOR * np.abs(returns).max():
             return  # all are the same: no unit, as before the first reward of a sparse problem
-        mean, std = float(returns.mean()), float(returns.std()) + 1e-8
-        value.rescale(mean, std)
-        value.mean /= std
-        value.std /= std
+        newest = 1.0 if self.reward_scale == 1.0 else RETURNS_SMOOTHING  # 1: there is no unit yet
+        mean = float(value.mean) + newest * (float(returns.mean()) - float(value.mean))
+        std = math.sqrt(1 - newest + newest * float(returns.var())) + 1e-8
+        value.mean.fill_(mean / std)
         for name in ("rewards", "values", "returns", "advantages"):
             setattr(rollout_buffer, name, getattr(rollout_buffer, name) / std)
         self.reward_scale *= std

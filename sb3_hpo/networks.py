@@ -194,7 +194,7 @@ class Component(nn.Module):
     """
     One of the three networks: features extractor, hidden layers, output; if asked for, with a linear and a quadratic path
     beside the hidden layers. The output is standardised: ``mean + std · raw``, with mean 0 and standard deviation 1 until
-    :meth:`rescale`.
+    they are set.
 
     :param extractor: from the observation to features
     :param output_size: length of the output
@@ -253,12 +253,3 @@ class Component(nn.Module):
         laws = None if self.mixture is None else self.mixture.laws
         quadratic = None if self.quadratic is None else self.quadratic.output
         return [layer for layer in (self.output, self.linear, laws, quadratic) if layer is not None]
-
-    @torch.no_grad()
-    def rescale(self, mean: float, std: float) -> None:
-        """Set the output's mean and standard deviation without changing the function (PopArt, van Hasselt et al. 2016)."""
-        for layer in self.output_layers():
-            layer.weight.mul_(self.std / std)
-        self.output.bias.mul_(self.std / std).add_((self.mean - mean) / std)
-        self.mean.fill_(mean)
-        self.std.fill_(std)

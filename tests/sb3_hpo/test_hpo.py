@@ -183,6 +183,7 @@ class Iteration(NamedTuple):
     dones: np.ndarray
     infos: list[list[dict[str, Any]]]
     buffer: dict[str, np.ndarray]
+    unit: float  # of rewards, to which this rollout has led
 
     @property
     def regimes(self):
@@ -211,6 +212,7 @@ class Recorder(BaseCallback):
     def _on_rollout_end(self) -> None:
         names = ("observations", "actions", "rewards", "values", "log_probs", "advantages", "returns")
         self.buffer = {name: getattr(self.model.rollout_buffer, name).copy() for name in names}
+        self.unit = self.model.reward_scale
 
 
 def kappa_of(policy):
@@ -238,6 +240,7 @@ def one_iteration(model) -> Iteration:
         np.array(recorder.dones),
         recorder.infos,
         recorder.buffer,
+        recorder.unit,
     )
 
 
@@ -300,7 +303,7 @@ def scales(it):
     """Costs of the buffer's advantages: centred, then in units of their deviation. And the two units of the cost."""
     disadvantages = -torch.from_numpy(it.buffer["advantages"]).double()
     advantage_std = disadvantages.std()
-    return (disadvantages - disadvantages.mean()) / advantage_std, advantage_std, it.rewards.std()
+    return (disadvantages - disadvantages.mean()) / advantage_std, advantage_std, it.unit
 
 
 def gradient_of(loss, policy):
@@ -319,8 +322,8 @@ def test_kappa_steps_along_the_mixed_gradient_of_the_replayed_scenario(env, cros
     policy, costs, log_probs, _ = replay(env(), it)
     np.testing.assert_allclose(costs.detach().numpy(), -it.rewards, rtol=1e-4, atol=1e-3)
     np.testing.assert_allclose(log_probs.detach().numpy(), it.buffer["log_probs"], atol=1e-4)
-    disadvantages, advantage_std, reward_std = scales(it)
-    pathwise = (costs / reward_std / advantage_std).mean()
+    disadvantages, advantage_std, unit = scales(it)
+    pathwise = (costs / unit / advantage_std).mean()
     cross = (log_probs * disadvantages).mean()
     mixed = gradient_of(pathwise + cross, policy) if cross_term else None
     pathwise_alone = gradient_of(pathwise, policy)
@@ -335,10 +338,10 @@ def test_the_weight_and_the_units_of_the_two_terms_are_as_documented(pathwise_we
     settings = {"pathwise_weight": pathwise_weight, "normalize_advantage": normalize, "normalize_reward": normalize}
     it = one_iteration(lively(hpo(regulator(), gamma=1.0, **settings)))
     policy, costs, log_probs, _ = replay(regulator(), it)
-    disadvantages, advantage_std, reward_std = scales(it)
+    disadvantages, advantage_std, unit = scales(it)
     if not normalize:
-        disadvantages, advantage_std, reward_std = -torch.from_numpy(it.buffer["advantages"]).double(), 1.0, 1.0
-    loss = pathwise_weight * costs.mean() / reward_std / advantage_std + (log_probs * disadvantages).mean()
+        disadvantages, advantage_std, unit = -torch.from_numpy(it.buffer["advantages"]).double(), 1.0, 1.0
+    loss = pathwise_weight * costs.mean() / unit / advantage_std + (log_probs * disadvantages).mean()
     assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
 
 
@@ -349,9 +352,9 @@ def test_every_tenth_iteration_measures_the_cross_term_and_takes_the_same_step()
     assert "train/cross_term_norm" not in model.logger.name_to_value
     it = one_iteration(model)
     policy, costs, log_probs, _ = replay(inventory(), it)
-    disadvantages, advantage_std, reward_std = scales(it)
+    disadvantages, advantage_std, unit = scales(it)
     cross = (log_probs * disadvantages).mean()
-    mixed = gradient_of(costs.mean() / reward_std / advantage_std + cross, policy)
+    mixed = gradient_of(costs.mean() / unit / advantage_std + cross, policy)
     assert relative_error(it.gradient, mixed) < 1e-5
     measured = model.logger.name_to_value["train/cross_term_norm"]
     assert measured == pytest.approx(float(gradient_of(cross, policy).norm()), rel=1e-4)
@@ -363,7 +366,7 @@ def test_with_discounting_each_point_answers_for_the_costs_that_follow_it_discou
     gamma, periods, n_envs = 0.7, 5, 4
     it = one_iteration(lively(hpo(regulator(horizon=periods), gamma=gamma, n_scenarios=n_envs, cross_term=cross_term)))
     env, policy = regulator(horizon=periods).to(dtype=torch.float64), copy.deepcopy(it.policy).double()
-    disadvantages, advantage_std, reward_std = scales(it)
+    disadvantages, advantage_std, unit = scales(it)
     expected = torch.zeros_like(it.gradient)
     for t in range(periods):
         state = in_double(it.states[t])
@@ -372,7 +375,7 @@ def test_with_discounting_each_point_answers_for_the_costs_that_follow_it_discou
         for k in range(t, periods):
             log_prob, later = act(policy, env, state, it.regimes[k])
             result = env.step_torch(state, HybridAction(it.regimes[k], leaf if k == t else later), it.noise[k].double())
-            future = future - gamma ** (k - t) * (result.reward / reward_std / advantage_std).sum()
+            future = future - gamma ** (k - t) * (result.reward / unit / advantage_std).sum()
             if cross_term:
                 future = future + gamma ** (k - t) * (log_prob * disadvantages[k]).sum()
             state = result.state
@@ -381,7 +384,7 @@ def test_with_discounting_each_point_answers_for_the_costs_that_follow_it_discou
     assert relative_error(it.gradient, expected) < 1e-5
 
     policy, costs, log_probs, _ = replay(regulator(horizon=periods), it)
-    loss = costs.mean() / reward_std / advantage_std + cross_term * (log_probs * disadvantages).mean()
+    loss = costs.mean() / unit / advantage_std + cross_term * (log_probs * disadvantages).mean()
     assert relative_error(gradient_of(loss, policy), expected) > 0.01  # what it would be without discounting
 
 
@@ -390,8 +393,8 @@ def test_gradients_are_cut_where_a_scenario_is_reset_within_a_rollout(env, n_ste
     it = one_iteration(lively(hpo(env(), gamma=1.0, n_steps=n_steps)))
     assert it.dones.any(axis=0).all()
     policy, costs, log_probs, future = replay(env(), it)
-    disadvantages, advantage_std, reward_std = scales(it)
-    pathwise = (costs.mean() / reward_std - future.mean() / n_steps) / advantage_std
+    disadvantages, advantage_std, unit = scales(it)
+    pathwise = (costs.mean() / unit - future.mean() / n_steps) / advantage_std
     assert relative_error(it.gradient, gradient_of(pathwise + (log_probs * disadvantages).mean(), policy)) < 1e-5
 
 
@@ -401,8 +404,8 @@ def test_a_rollout_that_ends_in_mid_episode_is_valued_where_it_ends_and_the_next
         it = one_iteration(model)
         assert it.states[0].period.tolist() == [first_period] * 8
         policy, costs, log_probs, future = replay(inventory(), it)
-        disadvantages, advantage_std, reward_std = scales(it)
-        without = costs.mean() / reward_std / advantage_std + (log_probs * disadvantages).mean()
+        disadvantages, advantage_std, unit = scales(it)
+        without = costs.mean() / unit / advantage_std + (log_probs * disadvantages).mean()
         assert relative_error(it.gradient, gradient_of(without - future.mean() / 4 / advantage_std, policy)) < 1e-5
         assert relative_error(gradient_of(without, policy), it.gradient) > 0.01
 
@@ -412,8 +415,8 @@ def test_the_value_of_the_last_states_is_discounted_from_each_period_on():
     gamma = 0.7
     it = one_iteration(lively(hpo(regulator(), gamma=gamma, n_steps=1, cross_term=False)))
     policy, costs, _, future = replay(regulator(), it)
-    _, advantage_std, reward_std = scales(it)
-    loss = (costs.mean() / reward_std - gamma * future.mean()) / advantage_std
+    _, advantage_std, unit = scales(it)
+    loss = (costs.mean() / unit - gamma * future.mean()) / advantage_std
     assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
 
 
@@ -431,7 +434,7 @@ def test_each_point_maximises_its_lambda_return(env, cross_term):
         it = one_iteration(model)
         assert it.dones[-1].all() == ended
         simulator, policy = env().to(dtype=torch.float64), copy.deepcopy(it.policy).double()
-        disadvantages, advantage_std, reward_std = scales(it)
+        disadvantages, advantage_std, unit = scales(it)
         expected, without = torch.zeros_like(it.gradient), torch.zeros_like(it.gradient)
         for t in range(n_steps):
             state = in_double(it.states[t])
@@ -443,7 +446,7 @@ def test_each_point_maximises_its_lambda_return(env, cross_term):
                 action = HybridAction(it.regimes[k], leaf if k == t else later)
                 result = simulator.step_torch(state, action, it.noise[k].double())
                 state, weight = result.state, (gamma * lambda_) ** (k - t)
-                future = future - weight * (result.reward / reward_std / advantage_std).sum()
+                future = future - weight * (result.reward / unit / advantage_std).sum()
                 if cross_term:
                     future = future + weight * (log_prob * disadvantages[k]).sum()
                 value = policy.components["value"](simulator.observation(state) / policy.obs_unit).sum()
@@ -465,9 +468,9 @@ def test_noise_on_the_point_is_in_the_scenario_and_gradients_pass_through_the_to
     it = one_iteration(model)
     assert not it.dones[:-1].any()
     policy, costs, _, _ = replay(inventory(), it, drawn)
-    _, advantage_std, reward_std = scales(it)
+    _, advantage_std, unit = scales(it)
     np.testing.assert_allclose(costs.detach().numpy(), -it.rewards, rtol=1e-4, atol=1e-3)
-    loss = costs.mean() / reward_std / advantage_std
+    loss = costs.mean() / unit / advantage_std
     assert relative_error(it.gradient, gradient_of(loss, policy)) < 1e-5
 
 
@@ -546,8 +549,7 @@ def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_an
         return it.policy.predict_values(torch.as_tensor(obs)[None]).item()
 
     final_obs = env().observation(it.states[-1])
-    reward_std = it.rewards.std()
-    sums = [gamma ** np.arange(n_steps - t) @ it.rewards[t:] / reward_std for t in range(n_steps)]
+    sums = [gamma ** np.arange(n_steps - t) @ it.rewards[t:] for t in range(n_steps)]
     low, high = (bound / (1 - gamma**n_steps) for bound in (min(0.0, np.min(sums)), max(0.0, np.max(sums))))
     if beyond is True:
         low, high = -np.inf, np.inf
@@ -555,7 +557,7 @@ def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_an
     for i in range(n_envs):
         advantage = 0.0
         for t in reversed(range(n_steps)):
-            reward, now = it.rewards[t, i] / reward_std, value(it.buffer["observations"][t, i])
+            reward, now = it.rewards[t, i], value(it.buffer["observations"][t, i])
             if it.dones[t, i]:
                 truncated = it.infos[t][i]["TimeLimit.truncated"]
                 ends.add(truncated)
@@ -566,8 +568,8 @@ def test_advantages_bootstrap_from_the_last_observation_of_truncated_episodes_an
             else:
                 following = value(final_obs[i] if t == n_steps - 1 else it.buffer["observations"][t + 1, i])
                 advantage = reward + gamma * following - now + gamma * gae_lambda * advantage
-            assert it.buffer["advantages"][t, i] == pytest.approx(advantage, abs=1e-4)
-            assert it.buffer["returns"][t, i] == pytest.approx(advantage + now, abs=1e-4)
+            assert it.buffer["advantages"][t, i] == pytest.approx(advantage / it.unit, abs=1e-4)
+            assert it.buffer["returns"][t, i] == pytest.approx((advantage + now) / it.unit, abs=1e-4)
     assert ends == ({True, False} if env is PurseEnv else {True})
     assert bounds > 0 or env is not inventory or beyond is True
 
@@ -577,7 +579,8 @@ def test_nothing_follows_the_horizon_if_asked_for():
     it = one_iteration(model)
     assert it.dones[-1].all()
     sums = np.stack([gamma ** np.arange(len(it.rewards) - t) @ it.rewards[t:] for t in range(len(it.rewards))])
-    np.testing.assert_allclose(it.buffer["returns"], sums / it.rewards.std(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(it.buffer["returns"], sums / sums.std(), rtol=1e-4, atol=1e-4)
+    assert it.unit == pytest.approx(sums.std(), rel=1e-4)
 
 
 @pytest.mark.slow

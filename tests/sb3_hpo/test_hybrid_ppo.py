@@ -210,20 +210,24 @@ def test_with_one_regime_and_vanishing_noise_rollouts_are_those_of_ppo():
         np.testing.assert_allclose(hybrid[name], stock[name], atol=1e-5, err_msg=name)
 
 
-def test_a_change_of_unit_changes_neither_values_nor_advantages(monkeypatch):
-    """Two rollouts without training: in the unit of their own, returns have deviation 1, and all else is what it was."""
+def test_returns_are_standardised_and_values_follow_them(monkeypatch):
+    """
+    Of a rollout without training: in the unit of their own, returns have deviation 1, and all in the buffer is what it was.
+    The value network says the mean of returns and, in their unit, what it said before.
+    """
     monkeypatch.setattr(PPO, "train", lambda self: None)
-    arrays, units = [], []
+    arrays, of_network, units = [], [], []
     for own_unit in (False, True):
-        model = HybridPPO("MlpPolicy", make_vec_env(inventory, 2), normalize_reward=own_unit, **SMALL).learn(64)
+        model = HybridPPO("MlpPolicy", make_vec_env(inventory, 2), normalize_reward=own_unit, **SMALL).learn(32)
         buffer = model.rollout_buffer
-        of_network = model.policy.predict_values(torch.as_tensor(buffer.observations).flatten(0, 1)).detach().numpy()
-        arrays.append((buffer.rewards, buffer.values, buffer.returns, buffer.advantages, of_network))
+        of_network.append(model.policy.predict_values(torch.as_tensor(buffer.observations).flatten(0, 1)).detach().numpy())
+        arrays.append((buffer.rewards, buffer.values, buffer.returns, buffer.advantages))
         units.append(model.reward_scale)
     assert units[0] == 1 and units[1] > 20
     assert buffer.returns.std() == pytest.approx(1.0, rel=1e-4)
     for as_given, in_unit in zip(*arrays, strict=True):
         np.testing.assert_allclose(units[1] * in_unit, as_given, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(of_network[1] - of_network[0], buffer.returns.mean(), rtol=1e-4)
 
 
 def test_returns_that_are_all_the_same_are_no_unit():
