@@ -7,6 +7,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from hybrid_envs import HybridEnv, HybridInventoryEnv, Uniform
@@ -75,6 +76,38 @@ def test_rewards_that_are_all_the_same_are_no_unit():
     assert (model.reward_scale * values.abs() < 100).all()  # the value of a cost of 1 for ever; in units of 0 it was -1e8
     model = HPO("MlpPolicy", SlopeEnv(), n_scenarios=8, seed=0).learn(5 * 8)
     assert model.reward_scale > 2  # of squares of about 3
+
+
+class RareEnv(SlopeEnv):
+    """Costs 1 and hardly more in every period, but 5 more in one of 200, whatever is done."""
+
+    def sample_noise(self, batch_size, generator):
+        return (torch.rand(self.horizon, batch_size, generator=generator) < 0.005).to(self.dtype)
+
+    def transition(self, state, action, noise):
+        return state
+
+    def reward(self, state, action, noise, next_state):
+        return -1 - 0.001 * state.x - 5 * noise
+
+
+class Returns(BaseCallback):
+    """Mean returns of each iteration."""
+
+    def _on_training_start(self):
+        self.means = []
+
+    def _on_rollout_end(self):
+        self.means.append(self.model.reward_scale * self.model.rollout_buffer.returns.mean())
+
+    def _on_step(self):
+        return True
+
+
+def test_values_keep_their_size_whether_or_not_a_rollout_has_seen_a_rare_event():
+    seen = Returns()
+    HPO("MlpPolicy", RareEnv(), n_scenarios=8, seed=0, gamma=0.9, gae_lambda=1.0).learn(40 * 8 * 5, seen)
+    assert -12.5 < min(seen.means[20:]) < max(seen.means[20:]) < -9.5  # in the unit of one rollout some were -30,000
 
 
 @pytest.mark.parametrize("save", ["zip", "plain"])
