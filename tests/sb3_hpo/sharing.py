@@ -172,7 +172,7 @@ class Finished(NamedTuple):
     """How many iterations the KL divergence cut short."""
     episodes: list[tuple[float, int]]
     statistics: np.ndarray
-    """PopArt's, VecNormalize's, and HPO's running estimates."""
+    """Of returns, VecNormalize's, and HPO's running estimates."""
 
 
 class Stops(BaseCallback):
