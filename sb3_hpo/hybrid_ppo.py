@@ -119,7 +119,6 @@ class HybridPPO(SharedPPO, TupleActions):
         check_choice("value_beyond_horizon", value_beyond_horizon, self.horizon_values)
         self.ratio = ratio
         self.normalize_reward = normalize_reward
-        self.reward_scale = 1.0  # the unit of values
         self.point_std_schedule = self._make_std_schedule(point_std)
         self.value_beyond_horizon = value_beyond_horizon
         self.component_learning_rates = schedules({"continuous": continuous_learning_rate, "value": value_learning_rate})
@@ -151,6 +150,19 @@ class HybridPPO(SharedPPO, TupleActions):
     def norm_limit(self) -> float:
         """``max_grad_norm`` as it was given."""
         return min(self.max_grad_norm, self.component_max_grad_norm)
+
+    @property
+    def reward_scale(self) -> float:
+        """The unit of rewards and of values, kept beside the value network's learning rate, so that it goes with parameters."""
+        unit: float = self._value_group().get("reward_scale", 1.0)
+        return unit
+
+    @reward_scale.setter
+    def reward_scale(self, unit: float) -> None:
+        self._value_group()["reward_scale"] = unit
+
+    def _value_group(self) -> dict[str, Any]:
+        return next(group for group in self.policy.optimizer.param_groups if group["name"] == "value")
 
     @staticmethod
     def _wrap_env(env: GymEnv, verbose: int = 0, monitor_wrapper: bool = True) -> VecEnv:
