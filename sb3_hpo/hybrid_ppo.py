@@ -153,7 +153,7 @@ class HybridPPO(SharedPPO, TupleActions):
 
     @property
     def reward_scale(self) -> float:
-        """The unit of rewards and of values, kept beside the value network's learning rate, so that it goes with parameters."""
+        """The unit of rewards and values, kept beside the value network's learning rate, so that it goes with parameters."""
         unit: float = self._value_group().get("reward_scale", 1.0)
         return unit
 
