@@ -141,7 +141,8 @@ def load_run_state(model: PPO, callback: BaseCallback, saved: dict[str, Any]) ->
     assert model.env is not None
     model.policy.load_state_dict(saved["policy"])
     model.policy.optimizer.load_state_dict(saved["optimizer"])
-    vars(model).update(saved["model"])
+    for name, value in saved["model"].items():
+        setattr(model, name, value)
     model.ep_info_buffer = deque(saved["episodes"], maxlen=model._stats_window_size)
     model.ep_success_buffer = deque(saved["successes"], maxlen=model._stats_window_size)
     load_vec_env_state(model.env, saved["env"])

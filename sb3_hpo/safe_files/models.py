@@ -139,7 +139,8 @@ def load_safe(
     for group, rate in zip(optimizer["param_groups"], content.learning_rates, strict=True):
         group["lr"] = rate
     model.policy.optimizer.load_state_dict(optimizer)
-    vars(model).update(content.counters)
+    for name, value in content.counters.items():
+        setattr(model, name, value)
     return model
 
 
